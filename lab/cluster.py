@@ -1,0 +1,192 @@
+"""A cluster of test hosts: its network, its containers, its secrets, and the inventory that leads Ansible to them."""
+
+import ipaddress
+import json
+import os
+import pathlib
+import secrets
+import socket
+import subprocess
+
+from . import image
+from .shell import LabError, run, say, wait_for
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LAB = ROOT / ".lab"
+LABEL = image.LABEL
+DOUBLES = ROOT / "tests/doubles"
+LLM_PORT = 9100
+#: Position of the doubles' container in the cluster's network; hosts count from 11.
+DOUBLES_OFFSET = 250
+
+
+class Cluster:
+    """One cluster of ``clusters.json``. Everything it owns carries its name, and the label ``openclaw-lab``."""
+
+    def __init__(self, name):
+        clusters = json.loads((ROOT / "lab/clusters.json").read_text())
+        if name not in clusters:
+            raise LabError(f"there is no lab cluster {name!r}; lab/clusters.json knows {', '.join(clusters)}")
+        self.name = name
+        self.prefix = f"openclaw-lab-{name.replace('_', '-')}"
+        self.sample = ROOT / clusters[name]["inventory"]
+        self.network = ipaddress.ip_network(clusters[name]["subnet"])
+        # The demo is what a person meets first, so its files lie at the top.
+        self.directory = LAB if name == "demo" else LAB / name
+        self.inventory = LAB / name / "inventory"
+        self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(self.sample))}
+        self.doubles_address = str(self.network[DOUBLES_OFFSET])
+        self.llm_url = f"http://{self.doubles_address}:{LLM_PORT}"
+
+    def container(self, host):
+        """The container's name of a host."""
+        return f"{self.prefix}-{host}"
+
+    @property
+    def inventories(self):
+        """Arguments for ``ansible-playbook``: the sample as it is published, and the lab's addresses and secrets on top."""
+        return ["--inventory", str(self.sample), "--inventory", str(self.inventory)]
+
+    def create(self):
+        """Create what is missing of the cluster; does nothing when all of it runs."""
+        self._write_inventory()
+        if not run("docker", "network", "ls", "--quiet", "--filter", f"name=^{self.prefix}$"):
+            run("docker", "network", "create", "--label", LABEL, "--subnet", self.network, self.prefix)
+        running = run("docker", "ps", "--filter", f"network={self.prefix}", "--format", "{{.Names}}").split()
+        missing = [host for host in self.hosts if self.container(host) not in running]
+        name = image.ensure() if missing or f"{self.prefix}-doubles" not in running else None
+        for host in missing:
+            say(f"host {host}: {self.hosts[host]}")
+            self._start_host(name, host)
+        if f"{self.prefix}-doubles" not in running:
+            self._start_doubles(name)
+        for host in missing:
+            wait_for(f"sshd on {host}", lambda address=self.hosts[host]: _answers(address, 22), 30)
+        if missing:
+            self._write_known_hosts()
+        wait_for("the LLM double", lambda: _answers(self.doubles_address, LLM_PORT), 15)
+
+    def destroy(self):
+        """Remove the cluster's containers, its network and its files; nothing else."""
+        for container in run("docker", "ps", "--all", "--filter", f"network={self.prefix}", "--format", "{{.Names}}").split():
+            run("docker", "rm", "--force", "--volumes", container)
+        if run("docker", "network", "ls", "--quiet", "--filter", f"name=^{self.prefix}$"):
+            run("docker", "network", "rm", self.prefix)
+        for path in sorted((LAB / self.name).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        if (LAB / self.name).is_dir():
+            (LAB / self.name).rmdir()
+        (self.directory / "env").unlink(missing_ok=True)
+
+    def _start_host(self, image_name, host):
+        """Start a systemd host. Capabilities are dropped that could reach the machine itself, its clock above all."""
+        run(
+            "docker", "run", "--detach", "--name", self.container(host), "--hostname", host, "--label", LABEL,
+            "--network", self.prefix, "--ip", self.hosts[host],
+            "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--cap-drop", "SYS_TIME",
+            "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+            "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host", "--tmpfs", "/run", "--tmpfs", "/run/lock",
+            *image.ca_mount(), image_name, "/sbin/init",
+        )  # fmt: skip
+        environment = f"NODE_EXTRA_CA_CERTS={image.CA_BUNDLE}\nPIP_CERT={image.CA_BUNDLE}\n" if image.ca_mount() else ""
+        script = "cat > /root/.ssh/authorized_keys && chmod 600 /root/.ssh/authorized_keys"
+        self._pipe(host, script, self._key().with_suffix(".pub").read_text())
+        self._pipe(host, "cat >> /etc/environment", environment)
+
+    def _pipe(self, host, script, text):
+        command = ["docker", "exec", "--interactive", self.container(host), "sh", "-c", script]
+        subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+
+    def _start_doubles(self, image_name):
+        """The stand-in for a cloud LLM runs beside the hosts, in a container of its own."""
+        run("docker", "rm", "--force", "--volumes", f"{self.prefix}-doubles", check=False)
+        run(
+            "docker", "run", "--detach", "--init", "--name", f"{self.prefix}-doubles", "--label", LABEL,
+            "--network", self.prefix, "--ip", self.doubles_address, "--volume", f"{DOUBLES}:/doubles:ro",
+            image_name, "python3", "-B", "/doubles/llm_double.py", "--host", "0.0.0.0", "--port", LLM_PORT,
+        )  # fmt: skip
+
+    def _key(self):
+        key = LAB / "ssh" / "id_ed25519"
+        if not key.exists():
+            key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "openclaw-lab", "-f", key)
+        return key
+
+    def _known_hosts(self):
+        return LAB / self.name / "known_hosts"
+
+    def _write_known_hosts(self):
+        lines = []
+        for host, address in self.hosts.items():
+            public = run("docker", "exec", self.container(host), "cat", "/etc/ssh/ssh_host_ed25519_key.pub").split()
+            lines.append(f"{address} {public[0]} {public[1]}\n")
+        self._known_hosts().write_text("".join(lines))
+
+    def secret(self, name):
+        """Path of a generated secret (mode 0600); made when it does not exist."""
+        path = LAB / self.name / "secrets" / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_private(path, secrets.token_hex(24) + "\n")
+        return path
+
+    def _provider(self):
+        """The lab's first provider: the LLM double, or a real endpoint that the environment names."""
+        endpoint = os.environ.get("LLM_ENDPOINT")
+        if not endpoint:
+            return {"name": "cloud", "endpoint": f"{self.llm_url}/v1", "model": "double", "api_key": _lookup(self.secret("llm_key"))}
+        absent = [name for name in ("LLM_API_KEY", "LLM_MODEL") if not os.environ.get(name)]
+        if absent:
+            raise LabError(f"LLM_ENDPOINT is set, but {' and '.join(absent)} is not; set all three, or none to use the double")
+        key = LAB / self.name / "secrets" / "llm_api_key"
+        self.secret("gateway_token")  # makes the directory
+        write_private(key, os.environ["LLM_API_KEY"] + "\n")
+        return {"name": "cloud", "endpoint": endpoint, "model": os.environ["LLM_MODEL"], "api_key": _lookup(key)}
+
+    def _write_inventory(self):
+        """Addresses and secrets of the lab, laid over the sample inventory. JSON is YAML that needs no library."""
+        variables = {
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self._key()),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self._known_hosts()} -o StrictHostKeyChecking=yes",
+            "gateway_token": _lookup(self.secret("gateway_token")),
+            "redis_password": _lookup(self.secret("redis_password")),
+            "sentinel_password": _lookup(self.secret("sentinel_password")),
+            "gateway_providers": [
+                {"type": "openai-compatible", "timeout": 10, "retries": 2, **self._provider()},
+                {"name": "ollama", "type": "ollama", "model": "tiny:latest", "timeout": 30, "retries": 1},
+            ],
+            "ollama_binary": str(DOUBLES / "ollama_double.py"),
+            "ollama_models": [{"name": "tiny:latest"}],
+        }
+        (self.inventory / "group_vars").mkdir(parents=True, exist_ok=True)
+        (self.inventory / "group_vars" / "all.json").write_text(json.dumps(variables, indent=2))
+        hosts = {host: {"ansible_host": address} for host, address in self.hosts.items()}
+        (self.inventory / "hosts.json").write_text(json.dumps({"openclaw": {"hosts": hosts}}, indent=2))
+
+
+def write_private(path, text):
+    """Write a file that only its owner can read, and was never readable to others."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _lookup(path):
+    return "{{ lookup('openclaw.ha.secret_file', '" + str(path) + "') }}"
+
+
+def _hosts(inventory):
+    listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", "--inventory", inventory, "--list", cwd=ROOT))
+    return sorted({host for group, members in listed.items() if group.startswith("openclaw_") for host in members.get("hosts", [])})
+
+
+def _answers(address, port):
+    try:
+        with socket.create_connection((address, port), timeout=1) as connection:
+            if port != 22:
+                return True
+            return connection.recv(4).startswith(b"SSH-")
+    except OSError:
+        return False

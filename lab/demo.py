@@ -1,0 +1,111 @@
+"""What ``make up`` shows at the end: what runs where, and a conversation that moves between the gateways."""
+
+import json
+import os
+import secrets
+import shlex
+import urllib.error
+import urllib.request
+
+from plugins.module_utils.topology import build
+
+from .cluster import ROOT, write_private
+from .shell import LabError, run, run_logged, say
+
+#: A cold gateway's first turn may take this long on a busy two-core machine.
+TURN_TIMEOUT = 120
+
+
+def converge(cluster, *options):
+    """Run ``site.yml`` on the cluster, showing the plays as they pass."""
+
+    def show(line):
+        if line.startswith("PLAY [") or "ok=" in line:
+            return line.rstrip("* ")
+        return None
+
+    command = [ROOT / ".venv/bin/ansible-playbook", *cluster.inventories, *options, ROOT / "playbooks/site.yml"]
+    run_logged(command, cluster.directory / "site.log", show, cwd=ROOT, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
+
+
+def topology(cluster):
+    """The cluster's topology, from the same function that the roles use."""
+    listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", *cluster.inventories, "--list", cwd=ROOT))
+    groups = {name: group.get("hosts", []) for name, group in listed.items() if name != "_meta"}
+    return build(groups, listed["_meta"]["hostvars"])
+
+
+def write_env(cluster, built):
+    """Write the file ``env`` (shell syntax, mode 0600) that leads tests and people to the cluster."""
+    values = {
+        "OPENCLAW_URL": f"http://{built['balancers'][0]['address']}:{built['balancers'][0]['port']}",
+        "OPENCLAW_TOKEN": cluster.secret("gateway_token").read_text().strip(),
+        "OPENCLAW_HOSTS": " ".join(cluster.container(host) for host in cluster.hosts),
+        "OPENCLAW_REPLICAS": " ".join(f"{replica['address']}:{replica['port']}" for replica in built["replicas"]),
+        "LLM_DOUBLE_URL": cluster.llm_url,
+    }
+    path = cluster.directory / "env"
+    write_private(path, "".join(f"{name}={shlex.quote(value)}\n" for name, value in values.items()))
+    return values
+
+
+def table(cluster, built):
+    """One row a host: container, address, roles, units."""
+    units = {
+        "openclaw_balancers": ("balancer", ["haproxy"]),
+        "openclaw_redis": ("redis", ["redis-server"]),
+        "openclaw_sentinels": ("sentinel", ["redis-sentinel"]),
+        "openclaw_ollama": ("ollama", ["ollama"]),
+    }
+    rows = [("host", "container", "address", "roles", "units")]
+    for name, host in built["hosts"].items():
+        replicas = [replica["unit"].removesuffix(".service") for replica in built["replicas"] if replica["host"] == name]
+        present = [units[group] for group in host["groups"] if group in units]
+        roles = [role for role, _ in present] + (["gateway"] if replicas else [])
+        running = [unit for _, names in present for unit in names] + replicas
+        rows.append((name, cluster.container(name), host["address"], " ".join(sorted(roles)), " ".join(running)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def send(address, token, conversation, message):
+    """One turn, straight to one replica; returns the decoded answer.
+
+    :raises LabError: with the status and body of a refusal
+    """
+    body = json.dumps({"channel": "web", "user_id": conversation, "message": message}).encode()
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Idempotency-Key": secrets.token_hex(16)}
+    request = urllib.request.Request(f"http://{address}/api/v1/message", data=body, headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=TURN_TIMEOUT) as response:
+            return json.load(response)
+    except urllib.error.HTTPError as error:
+        raise LabError(f"{address} answered {error.code}: {error.read().decode(errors='replace')[:500]}") from error
+    except OSError as error:
+        raise LabError(f"{address} did not answer: {error}") from error
+
+
+def converse(values):
+    """Three turns of one conversation, each sent to another replica; the third must know the first."""
+    replicas = values["OPENCLAW_REPLICAS"].split()
+    conversation = f"demo-{secrets.token_hex(4)}"
+    word = f"tangerine-{secrets.token_hex(2)}"
+    turns = (f"Remember this word: {word}.", "Thank you. How are you today?", "Which word did I ask you to remember?")
+    answer = {}
+    for number, message in enumerate(turns):
+        answer = send(replicas[number % len(replicas)], values["OPENCLAW_TOKEN"], conversation, message)
+        print(f"  user             > {message}\n  replica {answer['replica']:<8} > {answer['reply']}", flush=True)
+    if word not in answer["reply"]:
+        raise LabError(f"the third replica does not know the first turn: {word!r} is not in its answer")
+
+
+def up(cluster):
+    """From nothing to a running cluster, or, where it runs, a quick look that it still is what the inventory says."""
+    cluster.create()
+    converge(cluster)
+    built = topology(cluster)
+    values = write_env(cluster, built)
+    print(f"\n{table(cluster, built)}\n\nURL {values['OPENCLAW_URL']}  (token and more: {cluster.directory.relative_to(ROOT)}/env)\n")
+    say("one conversation, three replicas")
+    converse(values)
+    say("the cluster is up; `make status` looks at it, `make down` removes it")

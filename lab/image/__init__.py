@@ -1,0 +1,64 @@
+"""The image of a test host: built from Debian packages, since no container registry is needed or used."""
+
+import hashlib
+import json
+import pathlib
+
+from ..shell import run, say
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parents[1]
+LABEL = "openclaw-lab"
+CA_BUNDLE = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
+#: What a test host brings in its npm and pip caches, so that the roles run their real install path in seconds.
+OPENCLAW_VERSIONS = ("2026.9.6",)
+NODE_VERSION = "24.19.0"
+PLUGIN = ROOT / "roles/gateway/files/shared_state"
+
+
+def ca_mount():
+    """Registries may be reached through a proxy whose certificate only this machine knows: lend its bundle to the hosts."""
+    return ["--volume", f"{CA_BUNDLE}:{CA_BUNDLE}:ro"] if CA_BUNDLE.exists() else []
+
+
+def ensure(suite="bookworm"):
+    """Build the image of a Debian suite unless the same recipe was built before, and return its name."""
+    recipe = hashlib.sha256()
+    for path in (HERE / "packages.json", HERE / "prepare.sh", HERE / "__init__.py", PLUGIN / "package-lock.json"):
+        recipe.update(path.read_bytes())
+    name = f"openclaw-lab:{suite}-{recipe.hexdigest()[:12]}"
+    if run("docker", "image", "ls", "--quiet", name):
+        return name
+    base = _base(suite)
+    say(f"image {name}: filling the npm and pip caches (about a minute)")
+    container = f"openclaw-lab-build-{suite}"
+    run("docker", "rm", "--force", "--volumes", container, check=False)
+    environment = {"NODE_EXTRA_CA_CERTS": CA_BUNDLE, "PIP_CERT": CA_BUNDLE} if CA_BUNDLE.exists() else {}
+    try:
+        run(
+            "docker", "run", "--name", container, "--label", LABEL, *ca_mount(),
+            *(part for key, value in environment.items() for part in ("--env", f"{key}={value}")),
+            "--volume", f"{HERE}:/recipe:ro", "--volume", f"{PLUGIN}:/shared_state:ro",
+            base, "sh", "/recipe/prepare.sh", NODE_VERSION, *OPENCLAW_VERSIONS,
+        )  # fmt: skip
+        run("docker", "commit", "--change", 'CMD ["/sbin/init"]', "--change", f"LABEL {LABEL}=", container, name)
+    finally:
+        run("docker", "rm", "--force", "--volumes", container, check=False)
+    return name
+
+
+def _base(suite):
+    """The Debian packages alone; a second layer of caches changes more often."""
+    packages = json.loads((HERE / "packages.json").read_text())
+    name = f"openclaw-lab-base:{suite}-{hashlib.sha256(json.dumps(packages).encode()).hexdigest()[:12]}"
+    if run("docker", "image", "ls", "--quiet", name):
+        return name
+    say(f"image {name}: installing Debian packages (about half a minute)")
+    tarball = ROOT / ".lab" / f"{suite}.tar"
+    tarball.parent.mkdir(exist_ok=True)
+    try:
+        run("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, tarball)
+        run("docker", "import", "--change", f"LABEL {LABEL}=", tarball, name)
+    finally:
+        tarball.unlink(missing_ok=True)
+    return name

@@ -1,0 +1,110 @@
+import pathlib
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.openclaw.ha.plugins.module_utils import topology
+from ansible_collections.openclaw.ha.plugins.module_utils.topology import TopologyError, build
+
+
+def inventory(hosts=3, **extra):
+    names = [f"node{number}" for number in range(1, hosts + 1)]
+    groups = {
+        "openclaw_balancers": names[:2],
+        "openclaw_gateways": names,
+        "openclaw_redis": names,
+        "openclaw_ollama": names[:1],
+    }
+    hostvars = {name: {"ansible_host": f"192.0.2.{10 + number}", **extra} for number, name in enumerate(names, 1)}
+    return groups, hostvars
+
+
+def test_three_hosts():
+    built = build(*inventory())
+    assert built["replicas"][1] == {
+        "id": "node2-1",
+        "host": "node2",
+        "instance": 1,
+        "address": "192.0.2.12",
+        "port": 18789,
+        "unit": "openclaw-gateway@1.service",
+        "datacenter": "main",
+        "zone": "main",
+    }
+    assert [replica["id"] for replica in built["replicas"]] == ["node1-1", "node2-1", "node3-1"]
+    assert built["redis"][2] == {"host": "node3", "address": "192.0.2.13", "port": 6379, "datacenter": "main"}
+    assert built["monitor"] == {"name": "openclaw", "quorum": 2}
+    assert [node["host"] for node in built["balancers"]] == ["node1", "node2"]
+    assert built["ollama"] == [{"host": "node1", "address": "192.0.2.11", "port": 11434, "datacenter": "main"}]
+    assert built["hosts"]["node3"]["groups"] == ["openclaw_gateways", "openclaw_redis", "openclaw_sentinels"]
+
+
+def test_sentinels_default_to_the_redis_hosts_and_may_be_others():
+    groups, hostvars = inventory()
+    assert [node["host"] for node in build(groups, hostvars)["sentinels"]] == groups["openclaw_redis"]
+    groups["openclaw_sentinels"] = ["node1"]
+    assert [node["host"] for node in build(groups, hostvars)["sentinels"]] == ["node1"]
+
+
+def test_replicas_of_one_host_keep_their_distance():
+    built = build(*inventory(hosts=1, gateway_replicas=3))
+    assert [(replica["id"], replica["port"]) for replica in built["replicas"]] == [
+        ("node1-1", 18789),
+        ("node1-2", 18909),
+        ("node1-3", 19029),
+    ]
+
+
+@given(hosts=st.integers(1, 5), count=st.integers(0, 12))
+def test_scaling_up_never_moves_a_replica(hosts, count):
+    before = build(*inventory(hosts=hosts, gateway_replicas=count))["replicas"]
+    after = build(*inventory(hosts=hosts, gateway_replicas=count + 1))["replicas"]
+    assert len(after) == count + 1
+    assert after[:count] == before
+
+
+def test_empty_inventory_is_a_topology_too():
+    built = build({}, {})
+    assert built["replicas"] == built["redis"] == built["sentinels"] == []
+    assert built["hosts"] == {}
+
+
+def test_address_comes_from_variable_then_interface_then_ansible_host():
+    groups, hostvars = inventory(hosts=1)
+    assert build(groups, hostvars)["hosts"]["node1"]["address"] == "192.0.2.11"
+    hostvars["node1"].update(topology_interface="eth-1", ansible_facts={"eth_1": {"ipv4": {"address": "198.51.100.7"}}})
+    assert build(groups, hostvars)["hosts"]["node1"]["address"] == "198.51.100.7"
+    hostvars["node1"]["topology_address"] = "203.0.113.9"
+    assert build(groups, hostvars)["hosts"]["node1"]["address"] == "203.0.113.9"
+    assert build({"openclaw_redis": ["db"]}, {"db": {}})["hosts"]["db"]["address"] == "db"
+
+
+def test_interface_without_address_is_refused_by_name():
+    groups, hostvars = inventory(hosts=1, topology_interface="eth9")
+    with pytest.raises(TopologyError, match="node1: topology_interface is eth9, but no IPv4 address"):
+        build(groups, hostvars)
+
+
+@pytest.mark.parametrize("value", ["three", 2.5, True, [3]])
+@pytest.mark.parametrize("key", ["gateway_replicas", "gateway_port", "redis_port", "sentinel_quorum"])
+def test_wrong_type_is_refused_by_name(key, value):
+    groups, hostvars = inventory(**{key: value})
+    with pytest.raises(TopologyError, match=rf"node1: {key} is .*; it must be a whole number"):
+        build(groups, hostvars)
+
+
+@pytest.mark.parametrize("key, values", [("gateway_replicas", (3, 5)), ("sentinel_monitor_name", ("a", "b"))])
+def test_cluster_wide_values_must_agree(key, values):
+    groups, hostvars = inventory(hosts=2)
+    hostvars["node1"][key], hostvars["node2"][key] = values
+    with pytest.raises(TopologyError, match=f"{key} differs between hosts"):
+        build(groups, hostvars)
+
+
+def test_documented_defaults_are_the_real_ones():
+    specs = pathlib.Path(topology.__file__).resolve().parents[2] / "roles/topology/meta/argument_specs.yml"
+    options = yaml.safe_load(specs.read_text())["argument_specs"]["main"]["options"]
+    documented = {name: option["default"] for name, option in options.items() if "default" in option}
+    assert documented == topology.DEFAULTS
