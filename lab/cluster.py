@@ -68,8 +68,9 @@ class Cluster:
 
     def destroy(self):
         """Remove the cluster's containers, its network and its files; nothing else."""
-        for container in run("docker", "ps", "--all", "--filter", f"network={self.prefix}", "--format", "{{.Names}}").split():
-            run("docker", "rm", "--force", "--volumes", container)
+        containers = run("docker", "ps", "--all", "--filter", f"network={self.prefix}", "--format", "{{.Names}}").split()
+        if containers:
+            run("docker", "rm", "--force", "--volumes", *containers)
         if run("docker", "network", "ls", "--quiet", "--filter", f"name=^{self.prefix}$"):
             run("docker", "network", "rm", self.prefix)
         for path in sorted((LAB / self.name).rglob("*"), reverse=True):

@@ -1,0 +1,30 @@
+# Every line calls something one could type. Variables: CLUSTER (lab cluster, default demo), FORMAT=json (status).
+CLUSTER ?= demo
+PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.collections
+
+.PHONY: up down status test lint unit js sanity e2e bench clean
+
+up: ## from nothing to a running cluster on this machine
+	@lab/bootstrap
+	@python -m lab up $(CLUSTER)
+
+status: ## what runs where, and how it is
+	@python -m lab playbook $(CLUSTER) playbooks/status.yml $(if $(FORMAT),--extra-vars status_format=$(FORMAT))
+
+down: ## remove the cluster, nothing else
+	@python -m lab destroy $(CLUSTER)
+
+test: ## everything that CI runs
+	@lab/bootstrap
+	@tests/run
+
+lint unit js sanity e2e: ## one part of `make test`
+	@lab/bootstrap
+	@tests/run $@
+
+bench: ## seconds of `make up` from nothing and of a second site.yml, and the number of tasks
+	@lab/bootstrap
+	@python -m lab bench bench

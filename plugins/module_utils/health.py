@@ -1,0 +1,149 @@
+# Copyright: the openclaw.ha contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When a gateway replica counts as healthy. ``judge`` and ``Gate`` decide, ``fetch`` and ``wait`` do the I/O."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from dataclasses import dataclass, field
+
+#: Probe path -> what its JSON must say. The status code alone proves nothing: the gateway answers 200 to unknown paths.
+PROBES = {
+    "/startupz": lambda body: body.get("ok") is True and body.get("status") == "started",
+    "/readyz": lambda body: body.get("ready") is True,
+    "/healthz": lambda body: body.get("ok") is True and body.get("status") == "live",
+    "/api/v1/health": lambda body: body.get("status") in ("ok", "degraded"),
+}
+
+#: Exit status by which the gateway says that its configuration or state is unusable; the unit does not retry on it.
+UNUSABLE = 78
+
+_LIMIT = 65536
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What one probe saw: ``ok`` is the verdict, ``seen`` one short clause for people, ``version`` text or empty."""
+
+    ok: bool
+    seen: str
+    version: str = ""
+
+
+def judge(path, status, text, expected_version=""):
+    """Turn an HTTP answer to a probe into a :class:`Sight`."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return Sight(False, f"HTTP {status} without JSON: is this port an OpenClaw gateway?")
+    version = str(body.get("version") or "")
+    if status != 200 or not PROBES[path](body):
+        return Sight(False, f"HTTP {status}, {_summary(body)}", version)
+    if expected_version and version and version != expected_version:
+        return Sight(False, f"healthy, but runs version {version} instead of {expected_version}", version)
+    return Sight(True, "healthy", version)
+
+
+def _summary(body):
+    error = body.get("error")
+    if isinstance(error, dict):
+        return str(error.get("message") or error.get("type") or "an error without text")[:200]
+    failing = body.get("failing")
+    if failing:
+        return "failing: " + ", ".join(str(item) for item in failing)[:200]
+    parts = [f"{key} {body[key]}" for key in ("status", "ready", "ok", "pendingReason") if key in body]
+    return ", ".join(parts)[:200] or "JSON that is not the probe's"
+
+
+@dataclass
+class Gate:
+    """Counts consecutive successes; a single failure starts the count again."""
+
+    needed: int
+    row: int = 0
+    probes: int = 0
+    last: Sight = field(default_factory=lambda: Sight(False, "not probed"))
+
+    def observe(self, sight):
+        """Take in one :class:`Sight`; returns True once the gate is open."""
+        self.probes += 1
+        self.row = self.row + 1 if sight.ok else 0
+        self.last = sight
+        return self.row >= self.needed
+
+
+def unit_failure(state):
+    """Why waiting for a unit is pointless, or an empty text.
+
+    :param state: dict from ``systemctl show``: ActiveState, Result, ExecMainStatus
+    """
+    if state.get("ActiveState") != "failed":
+        return ""
+    if state.get("ExecMainStatus") == str(UNUSABLE):
+        return f"it exited with status {UNUSABLE}: configuration or state is unusable, and systemd does not try again"
+    return f"systemd gave it up (result {state.get('Result', 'unknown')}, exit status {state.get('ExecMainStatus', '?')})"
+
+
+def failure_message(replica_id, url, seconds, last, given_up, unit, journal):
+    """The sentence for a replica that did not get healthy: who, what was seen, what to do."""
+    lines = [f"Replica {replica_id} ({url}) is not healthy after {seconds:.0f} s: {last}."]
+    if given_up:
+        lines.append(f"Its unit {unit} has failed: {given_up}.")
+        lines.append(f"Mend what the journal names, then run the playbook again (or: systemctl restart {unit}).")
+    elif unit:
+        lines.append(f"Look at: systemctl status {unit}; journalctl -u {unit}.")
+    else:
+        lines.append("Look at the unit's status and journal on its host.")
+    if journal:
+        lines.append(f"Last lines of the journal of {unit}:\n{journal}")
+    return "\n".join(lines)
+
+
+def fetch(address, port, path, token="", timeout=2.0):
+    """Ask one probe; returns (HTTP status, text). Raises OSError or http.client.HTTPException."""
+    connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    try:
+        connection.request("GET", path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        response = connection.getresponse()
+        return response.status, response.read(_LIMIT).decode("utf-8", "replace")
+    finally:
+        connection.close()
+
+
+def look(replica, path, token="", timeout=2.0, expected_version=""):
+    """Probe a replica (dict with address and port) once; never raises for what the network does."""
+    try:
+        status, text = fetch(replica["address"], replica["port"], path, token, timeout)
+    except socket.timeout:
+        return Sight(False, f"no answer within {timeout:g} s")
+    except ConnectionRefusedError:
+        return Sight(False, "connection refused: nothing listens there")
+    except (OSError, http.client.HTTPException) as error:
+        return Sight(False, f"no answer: {error or type(error).__name__}")
+    return judge(path, status, text, expected_version)
+
+
+def wait(probe, given_up, successes, interval, deadline, clock=time.monotonic, sleep=time.sleep):
+    """Probe until ``successes`` in a row, the deadline, or a unit that has failed for good.
+
+    :param probe: function returning a :class:`Sight`
+    :param given_up: function returning why waiting is pointless, or an empty text
+    :param interval: seconds between probes; ``deadline``: seconds in all, at least one probe is made
+    :returns: (opened, Gate, seconds, reason for giving up)
+    """
+    gate = Gate(successes)
+    start = clock()
+    while True:
+        if gate.observe(probe()):
+            return True, gate, clock() - start, ""
+        reason = "" if gate.last.ok else given_up()
+        elapsed = clock() - start
+        if reason or elapsed + interval > deadline:
+            return False, gate, elapsed, reason
+        sleep(interval)

@@ -1,0 +1,514 @@
+# Copyright: the openclaw.ha contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is unsafe or impossible about a cluster, said before anything is touched.
+
+Pure: plain data in, sentences out. A sentence reads ``<variable or host>: found X; allowed Y; do Z.``, starts with the
+hosts it is about unless it is about all of them, and never holds the value of a secret.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import itertools
+import re
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+from ansible_collections.openclaw.ha.plugins.module_utils.gateway_config import provider_problems, stateless_violations
+
+#: OpenClaw refuses to start on an older one.
+NODE_MINIMUM = (24, 16)
+ANSIBLE_MINIMUM = (2, 19)
+DISTRIBUTIONS = {"debian": ("12", "13")}
+#: OpenClaw derives further ports from a replica's own one, up to +110.
+REPLICA_PORTS = 120
+SECRET_LENGTH = 16
+#: Groups without which there is no cluster, and what runs there.
+NEEDED_GROUPS = {"openclaw_gateways": "a gateway", "openclaw_redis": "Redis", "openclaw_balancers": "a balancer"}
+#: The hosts of a role. Roles not named here are not looked at.
+ROLE_GROUPS = {
+    "gateway": "openclaw_gateways",
+    "redis": "openclaw_redis",
+    "sentinel": "openclaw_sentinels",
+    "balancer": "openclaw_balancers",
+    "ollama": "openclaw_ollama",
+}
+#: Secrets and the groups whose hosts need them.
+SECRETS = {
+    "gateway_token": ("openclaw_gateways",),
+    "redis_password": ("openclaw_redis", "openclaw_sentinels", "openclaw_gateways"),
+    "sentinel_password": ("openclaw_sentinels", "openclaw_gateways"),
+}
+
+#: Words that only sample values hold; a random secret of hexadecimal or base64 characters does not.
+_SAMPLE = re.compile(r"(change|replace).?(me|this|it)|example|your.?(token|password|secret|key)|dummy|^x+$", re.I)
+_SECRET_NAME = re.compile(r"token|password|secret|key|env", re.I)
+#: What passes through redis.conf, environment files and HTTP headers without a second meaning.
+_PLAIN = re.compile(r"[!%-&(-\[\]-_a-~]*\Z")
+_VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?\Z")
+_REDIS_SIZE = re.compile(r"(\d+)\s*(b|k|kb|m|mb|g|gb)?\Z", re.I)
+_REDIS_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
+_SYSTEMD_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE%]?)\Z")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unreadable:
+    """Stands for a value that could not be evaluated; the reason is one sentence."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Everything the checks look at.
+
+    topology: the fact ``topology_cluster``
+    settings: host -> variable -> value with the roles' defaults applied, or an Unreadable
+    facts: host -> result of ``preflight_host_info``; None for a host that gave none, no entry for a host that this run
+        leaves out
+    npm: gateway version -> result of ``npm_package_info``, for versions that are not installed yet
+    ansible_version: of the controller, such as ``2.19.14``; empty leaves its check out
+    specs: role -> variable -> its option in the role's argument_specs
+    """
+
+    topology: dict
+    settings: dict
+    facts: dict
+    npm: dict = dataclasses.field(default_factory=dict)
+    ansible_version: str = ""
+    specs: dict = dataclasses.field(default_factory=dict)
+
+    def members(self, *groups):
+        """Names of the hosts in any of the groups, in inventory order."""
+        return [name for name, host in self.topology["hosts"].items() if set(groups) & set(host["groups"])]
+
+    def judge(self, variable, hosts, check):
+        """The sentences of ``check(host, value)`` for a variable's value on each host.
+
+        Hosts with the same finding share one sentence, which names them unless it holds for all.
+        """
+        found = {}
+        for host in hosts:
+            value = self.settings[host].get(variable)
+            if not isinstance(value, Unreadable):
+                for sentence in check(host, value):
+                    found.setdefault(sentence, []).append(host)
+        return [_at(where, hosts) + sentence for sentence, where in found.items()]
+
+
+def problems(topology, settings, host_facts, **more):
+    """Sentences about what makes this cluster unsafe or impossible; empty when it may be built.
+
+    See Cluster for the shapes; ``more`` takes its other fields.
+    """
+    cluster = Cluster(topology, settings, host_facts, **more)
+    found = [sentence for check in CHECKS for sentence in check(cluster)]
+    # What a check above has refused already may be of the wrong type, too: its sentence says more.
+    found += [text for name, text in _types(cluster) if not any(re.search(rf"\b{name}\b", other) for other in found)]
+    return list(dict.fromkeys(found))
+
+
+def warnings(topology, settings, host_facts, **more):
+    """Sentences about what works but costs something; same arguments as problems()."""
+    cluster = Cluster(topology, settings, host_facts, **more)
+    return list(dict.fromkeys(sentence for check in ADVICE for sentence in check(cluster)))
+
+
+# --- the shape of the topology ------------------------------------------------------------------------------------
+
+
+def _controller(cluster):
+    version = cluster.ansible_version
+    if version and _numbers(version) < ANSIBLE_MINIMUM:
+        yield _say("ansible-core", version, f"{_dotted(ANSIBLE_MINIMUM)} or newer", "upgrade it on the controller")
+
+
+def _groups(cluster):
+    for group, what in NEEDED_GROUPS.items():
+        if not cluster.members(group):
+            yield _say(group, "no host", "one host or more", f"put the hosts that run {what} into this group")
+    if cluster.members("openclaw_gateways") and not cluster.topology["replicas"]:
+        yield _say("gateway_replicas", "no replica", "1 or more", "set it to the number of gateway replicas you want")
+
+
+def _addresses(cluster):
+    hosts = cluster.topology["hosts"]
+    remedy = "set topology_address to the address by which its peers reach it"
+    for name, host in hosts.items():
+        subject, text = f"{name}: topology_address", host["address"]
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            yield _say(subject, text, "an IP address", remedy)
+            continue
+        if address.version != 4 and "openclaw_gateways" in host["groups"]:
+            yield _say(subject, text, "an IPv4 address, as a gateway listens on no other", remedy)
+        elif address.is_unspecified or address.is_multicast:
+            yield _say(subject, text, "the address of one host", remedy)
+        elif address.is_loopback and len(hosts) > 1:
+            yield _say(subject, text, "an address that the other hosts can reach", remedy)
+    for address, names in _grouped(hosts, lambda name: hosts[name]["address"]):
+        if len(names) > 1:
+            subject = f"{_list(names)}: topology_address"
+            yield _say(subject, f"{address} on each", "an address of its own for each host", remedy)
+
+
+def _ports(cluster):
+    topology = cluster.topology
+    replicas = [("gateway_port", "gateway", node["host"], node["port"], REPLICA_PORTS) for node in topology["replicas"]]
+    services = [
+        (variable, label, node["host"], node["port"], 1)
+        for variable, label, key in (
+            ("redis_port", "Redis", "redis"),
+            ("sentinel_port", "Sentinel", "sentinels"),
+            ("balancer_port", "balancer", "balancers"),
+            ("ollama_port", "Ollama", "ollama"),
+        )
+        for node in topology[key]
+    ]
+    for variable, label, host, port, width in dict.fromkeys((*replicas, *services)):
+        if not 1 <= port <= 65536 - width:
+            yield _say(f"{host}: {variable}", f"port {port} for the {label}", f"1 to {65536 - width}", "correct it")
+
+    # One sentence for each kind of clash, whichever hosts it is seen on: the variables are normally the same on all.
+    clashes = {}
+    for one, other in (*itertools.combinations(services, 2), *itertools.product(services, replicas)):
+        variable, label, host, port, width = one
+        start, end = other[3], other[3] + other[4] - 1
+        if host == other[2] and start <= port <= end:
+            taken = f"port {start} of {host}" if start == end else f"ports {start} to {end} of {host}"
+            clashes.setdefault((variable, label, other[1]), f"{port} for the {label}, but the {other[1]} has {taken}")
+    for (variable, *rest), found in clashes.items():
+        yield _say(variable, found, "a port of its own for each", f"change {variable}")
+
+    ordered = sorted(topology["replicas"], key=lambda node: (node["host"], node["port"]))
+    pairs = [pair for pair in itertools.pairwise(ordered) if pair[0]["host"] == pair[1]["host"]]
+    close = [(one, other) for one, other in pairs if other["port"] - one["port"] < REPLICA_PORTS]
+    if close:
+        one, other = close[0]
+        same = one["port"] == other["port"]
+        where = f"both on {one['address']}:{one['port']}" if same else f"on ports {one['port']} and {other['port']}"
+        found = f"replicas {one['id']} and {other['id']} {where}"
+        allowed = f"a distance of {REPLICA_PORTS} or more, as OpenClaw derives further ports from the first"
+        yield _say("gateway_port_step", found, allowed, f"set it to {REPLICA_PORTS}")
+
+
+def _sentinels(cluster):
+    names = [node["host"] for node in cluster.topology["sentinels"]]
+    count, quorum = len(names), cluster.topology["monitor"]["quorum"]
+    if count and count % 2 == 0:
+        yield _say(
+            "openclaw_sentinels",
+            f"{count} Sentinels ({_list(names)})",
+            "an odd number, so that one side of a split network has the majority",
+            "put an odd number of hosts into this group, which without hosts of its own means the Redis hosts",
+        )
+    elif count and not count // 2 + 1 <= quorum <= count:
+        allowed = f"{count // 2 + 1} to {count} with {count} Sentinels"
+        yield _say("sentinel_quorum", quorum, allowed, "set it so, or leave it out to get the majority")
+
+
+# --- the hosts ----------------------------------------------------------------------------------------------------
+
+
+def _hosts(cluster):
+    for host, facts in cluster.facts.items():
+        if facts is None:
+            remedy = f"see its error above and repair it, or leave it out with --limit 'all:!{host}'"
+            yield _say(host, "no answer", "hosts that can be examined first", remedy)
+        elif facts["distribution_major_version"] not in DISTRIBUTIONS.get(facts["distribution"], ()):
+            found = f"{facts['distribution']} {facts['distribution_major_version']}"
+            yield _say(host, found, "debian 12 or 13", "install one of these, or take the host out of the inventory")
+
+
+def _memory(cluster):
+    replicas = {host: len(nodes) for host, nodes in _grouped(cluster.topology["replicas"], lambda node: node["host"])}
+    redis = cluster.members("openclaw_redis")
+
+    def total(host):
+        return (cluster.facts.get(host) or {}).get("memory_bytes", 0)
+
+    def check_redis(host, value):
+        size = redis_bytes(value)
+        if not size:
+            found = f"{_shown(value)}, which is no limit"
+            yield _say("redis_maxmemory", found, "a size such as 256mb", "set it to what the conversations need")
+        elif 0 < total(host) < size:
+            remedy = "lower it, or give the host more"
+            yield _say("redis_maxmemory", value, f"less than the {_size(total(host))} of memory the host has", remedy)
+
+    def check_gateway(host, value):
+        each = systemd_bytes(value, total(host))
+        if each is None:
+            yield _say("gateway_memory_max", _shown(value), "a size such as 2G or 50%", "correct it")
+            return
+        stored = redis_bytes(cluster.settings[host].get("redis_maxmemory")) or 0 if host in redis else 0
+        needed = replicas.get(host, 0) * each + stored
+        if stored <= total(host) < needed:
+            found = f"{replicas[host]} x {value}" + (f" and {_size(stored)} for Redis" if stored else "")
+            remedy = "lower it, lower gateway_replicas, or spread them over more hosts"
+            yield _say("gateway_memory_max", found, f"the {_size(total(host))} of memory the host has", remedy)
+
+    yield from cluster.judge("redis_maxmemory", redis, check_redis)
+    # A host whose memory is unknown is left out: its own sentence says so.
+    yield from cluster.judge("gateway_memory_max", [host for host in replicas if total(host)], check_gateway)
+
+
+def _node(cluster):
+    newer = f"{_dotted(NODE_MINIMUM)} or newer"
+
+    def check_version(host, value):
+        if not cluster.settings[host].get("gateway_node_path") and _numbers(value) < NODE_MINIMUM:
+            yield _say("gateway_node_version", _shown(value), newer, "raise it")
+
+    def check_path(host, value):
+        facts = cluster.facts.get(host)
+        if not value or facts is None:
+            return
+        version = facts["node_version"]
+        if not version:
+            found = f"no node that runs in {value}"
+        elif _numbers(version) < NODE_MINIMUM:
+            found = f"Node {version} in {value}"
+        elif facts["npm"] != f"{str(value).rstrip('/')}/npm":
+            found = f"no npm in {value}"
+        else:
+            return
+        remedy = "change what is there, or leave the path empty to have gateway_node_version installed"
+        yield _say("gateway_node_path", found, f"a directory with node {newer} and npm", remedy)
+
+    gateways = cluster.members("openclaw_gateways")
+    yield from cluster.judge("gateway_node_version", gateways, check_version)
+    yield from cluster.judge("gateway_node_path", gateways, check_path)
+
+
+def _release(cluster):
+    def check(host, value):
+        if not _VERSION.match(str(value)):
+            yield _say("gateway_version", _shown(value), "one exact version such as 2026.9.6", "pin one")
+        elif cluster.npm.get(value, {}).get("available") == "false":
+            newest = _list(cluster.npm[value]["newest"])
+            remedy = (
+                f"choose one, the newest are {newest}" if newest else "see whether npm is set to the right registry"
+            )
+            yield _say("gateway_version", f"{value}, which is not on npm", "a published version of openclaw", remedy)
+
+    yield from cluster.judge("gateway_version", cluster.members("openclaw_gateways"), check)
+
+
+# --- secrets, providers, settings ---------------------------------------------------------------------------------
+
+
+def _unreadable(cluster):
+    found = {}
+    for host, variables in cluster.settings.items():
+        for variable, value in variables.items():
+            if isinstance(value, Unreadable):
+                found.setdefault(f"{variable}: {value.reason}", []).append(host)
+    for sentence, hosts in found.items():
+        yield _at(hosts, cluster.settings) + sentence
+
+
+def _secrets(cluster):
+    for variable, groups in SECRETS.items():
+        hosts = cluster.members(*groups)
+        faults = cluster.judge(variable, hosts, lambda host, value, name=variable: _secret(name, value))
+        yield from faults
+        values = [cluster.settings[host].get(variable) for host in hosts]
+        if not faults and any(value != values[0] for value in values if not isinstance(value, Unreadable)):
+            remedy = "set it once, in group_vars/all.yml"
+            yield _say(variable, "different values on the hosts", "one for the whole cluster", remedy)
+
+
+def _secret(variable, value):
+    allowed = f"a secret of {SECRET_LENGTH} characters or more"
+    if not value:
+        found = "nothing"
+    elif not isinstance(value, str):
+        found = "something that is no text"
+    elif _SAMPLE.search(value) or len(set(value)) < 4 <= len(value):
+        found, allowed = "a sample value", f"{allowed} that nobody can guess"
+    elif len(value) < SECRET_LENGTH:
+        found = f"{len(value)} characters"
+    elif not _PLAIN.match(value):
+        found = "characters that mean something in configuration files"
+        allowed = "printable ASCII without blanks, quotes, backslashes, $ and #"
+    else:
+        return
+    yield _say(variable, found, allowed, "set it to what this prints: openssl rand -hex 32")
+
+
+def _providers(cluster):
+    def check(host, value):
+        if not isinstance(value, list):
+            found = "nothing" if value is None else f"a {type(value).__name__}"
+            yield _say("gateway_providers", found, "a list of one provider or more, the primary first", "correct it")
+            return
+        yield from provider_problems(value, bool(cluster.topology["ollama"]))
+        for number, provider in enumerate(value, 1):
+            if not isinstance(provider, dict):
+                continue
+            key = provider.get("api_key")
+            if not key and provider.get("type") != "openai-compatible":
+                continue
+            if not key:
+                found = "no api_key"
+            elif not isinstance(key, str) or not _PLAIN.match(key):
+                found = "an api_key with characters that no HTTP header takes"
+            elif _SAMPLE.search(key):
+                found = "a sample value as api_key"
+            else:
+                continue
+            remedy = "set it from a vault, or from a file with the lookup openclaw.ha.secret_file"
+            subject = f"gateway_providers entry {number} ({provider.get('name')})"
+            yield _say(subject, found, "the provider's own key", remedy)
+
+    yield from cluster.judge("gateway_providers", cluster.members("openclaw_gateways"), check)
+
+
+def _stateless(cluster):
+    replicas = len(cluster.topology["replicas"])
+
+    def check(host, value):
+        if not isinstance(value, (dict, type(None))):
+            found = f"a {type(value).__name__}"
+            yield _say("gateway_extra_config", found, "a mapping, a part of openclaw.json", "correct it")
+            return
+        denied = cluster.settings[host].get("gateway_tools_deny")
+        if not isinstance(denied, Unreadable):
+            yield from stateless_violations(value, denied if isinstance(denied, list) else [], replicas)
+
+    yield from cluster.judge("gateway_extra_config", cluster.members("openclaw_gateways"), check)
+
+
+def _types(cluster):
+    """Pairs of variable and sentence for values that a role's own argument_specs would refuse, but later."""
+    for role, options in cluster.specs.items():
+        for variable, option in options.items():
+
+            def check(host, value, name=variable, spec=option):
+                errors = (
+                    [] if value is None else ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
+                )
+                for error in errors:
+                    found = (
+                        "a value of another kind"
+                        if _holds_secret(name, spec)
+                        else f"a value that does not fit: {error}"
+                    )
+                    yield _say(name, found, "what the role's argument_specs say", "correct it")
+
+            for sentence in cluster.judge(variable, cluster.members(ROLE_GROUPS[role]), check):
+                yield variable, sentence
+
+
+CHECKS = (
+    _controller,
+    _groups,
+    _addresses,
+    _ports,
+    _sentinels,
+    _hosts,
+    _memory,
+    _node,
+    _release,
+    _unreadable,
+    _secrets,
+    _providers,
+    _stateless,
+)
+
+
+# --- what works but costs something -------------------------------------------------------------------------------
+
+
+def _eviction(cluster):
+    def check(host, value):
+        if str(value).startswith("allkeys-"):
+            found = f"{value}, which evicts locks, leases and journals as well"
+            yield _say("redis_maxmemory_policy", found, "any, but better volatile-lru", "change it")
+
+    return cluster.judge("redis_maxmemory_policy", cluster.members("openclaw_redis"), check)
+
+
+def _failover(cluster):
+    redis, sentinels = len(cluster.topology["redis"]), len(cluster.topology["sentinels"])
+    if redis == 1 and len(cluster.topology["hosts"]) > 1:
+        yield _say("openclaw_redis", "one host, so no failover", "any number, but better 3", "add two hosts")
+    elif redis > 1 and sentinels == 1:
+        found = "one Sentinel, so no failover once its host is lost"
+        yield _say("openclaw_sentinels", found, "any odd number, but better 3", "add two hosts")
+
+
+def _npm_unknown(cluster):
+    for version, answer in cluster.npm.items():
+        if answer["available"] == "unknown":
+            yield f"gateway_version: {answer['reason']} Its installation will tell."
+
+
+ADVICE = (_eviction, _failover, _npm_unknown)
+
+
+# --- small things -------------------------------------------------------------------------------------------------
+
+
+def redis_bytes(value):
+    """Bytes of a Redis memory setting such as ``256mb``; None when it is none."""
+    match = _REDIS_SIZE.match(str(value).strip())
+    return int(match[1]) * _REDIS_UNITS[(match[2] or "").lower()] if match else None
+
+
+def systemd_bytes(value, total):
+    """Bytes of a systemd limit such as ``2G`` or ``50%`` of ``total``; 0 for ``infinity``, None when it is none."""
+    if value == "infinity":
+        return 0
+    match = _SYSTEMD_SIZE.match(str(value).strip())
+    if not match:
+        return None
+    number, unit = float(match[1]), match[2]
+    return int(number * total / 100) if unit == "%" else int(number * 1024 ** " KMGTPE".find(unit or " "))
+
+
+def _holds_secret(name, option):
+    nested = (option.get("options") or {}).items()
+    return bool(_SECRET_NAME.search(name)) or any(_holds_secret(key, value) for key, value in nested)
+
+
+def _numbers(version):
+    """The leading numbers of a version, ``v24.16.1`` gives (24, 16, 1); () for other text, which is lower than any."""
+    match = re.match(r"v?(\d+(?:\.\d+)*)", str(version))
+    return tuple(int(part) for part in match[1].split(".")) if match else ()
+
+
+def _say(subject, found, allowed, do):
+    return f"{subject}: found {found}; allowed {allowed}; {do}."
+
+
+def _shown(value):
+    return "nothing" if value in (None, "", [], {}) else str(value)
+
+
+def _size(count):
+    return f"{count / 1024**3:.1f} GiB" if count >= 1024**3 else f"{count / 1024**2:.0f} MiB"
+
+
+def _dotted(numbers):
+    return ".".join(str(number) for number in numbers)
+
+
+def _list(names):
+    return ", ".join(names)
+
+
+def _at(where, hosts):
+    """Names the hosts of a finding, unless it is all of them."""
+    return "" if set(where) == set(hosts) else f"{_list(where)}: "
+
+
+def _grouped(items, key):
+    groups = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.items())

@@ -1,0 +1,63 @@
+# Copyright: the openclaw.ha contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Whether a replica's process runs what it should, and what has to be done about it. Pure.
+
+A process carries the *generation* it was started with in its environment: a digest over everything it read at its start.
+Comparing it with the wanted one tells even after an interrupted run which processes are behind, where "did this task
+change a file" would have forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+
+GENERATION = "OPENCLAW_HA_GENERATION"
+
+
+def generation(key, parts):
+    """Digest over ``parts``, an iterable of (name, bytes); ``key`` (bytes) keeps weak secrets from being guessed."""
+    digest = hmac.new(key or b"-", digestmod=hashlib.sha256)
+    for name, content in sorted(parts):
+        for piece in (name.encode(), content):
+            digest.update(len(piece).to_bytes(8, "big") + piece)
+    return digest.hexdigest()[:32]
+
+
+def running_generation(environ):
+    """The generation in the bytes of /proc/PID/environ; empty where there is none."""
+    prefix = GENERATION.encode() + b"="
+    return next((item[len(prefix) :].decode() for item in environ.split(b"\0") if item.startswith(prefix)), "")
+
+
+def plan(unit, running, wanted):
+    """The systemctl verbs that bring a unit from what is seen to what is wanted, in order.
+
+    :param unit: properties of the unit, see module_utils/systemd.py; empty when systemd knows nothing of it
+    :param running: generation of the running process, or an empty text
+    :param wanted: generation that should run
+    """
+    verbs = []
+    if unit.get("NeedDaemonReload") == "yes" or unit.get("LoadState") != "loaded":
+        verbs.append("daemon-reload")
+    if unit.get("UnitFileState") != "enabled":
+        verbs.append("enable")
+    if unit.get("ActiveState") == "failed":
+        verbs.append("reset-failed")
+    if unit.get("ActiveState") == "active" and running == wanted:
+        return verbs
+    return [*verbs, "start" if unit.get("ActiveState") in (None, "inactive", "failed") else "restart"]
+
+
+def complaints(rc, out, err):
+    """What ``openclaw config validate --json`` has against a configuration: a list of texts, empty when it is valid."""
+    try:
+        told = json.loads(out)
+    except ValueError:
+        told = {}
+    issues = [f"{issue.get('path')}: {issue.get('message')}" for issue in told.get("issues") or []]
+    if rc == 0 and told.get("valid") is True:
+        return []
+    return issues or [" ".join((err or out).split())[-500:] or f"the check ended with status {rc} and said nothing"]

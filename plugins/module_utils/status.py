@@ -1,0 +1,116 @@
+# Copyright: the openclaw.ha contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the hosts said of themselves, put together into one status. Pure."""
+
+from __future__ import annotations
+
+UNITS = {
+    "openclaw_balancers": "haproxy.service",
+    "openclaw_redis": "redis-server.service",
+    "openclaw_sentinels": "redis-sentinel.service",
+    "openclaw_ollama": "ollama.service",
+}
+
+
+def units_of(topology, host):
+    """Names of the systemd units that a host should run, sorted."""
+    units = [UNITS[group] for group in topology["hosts"][host]["groups"] if group in UNITS]
+    return sorted(units + [replica["unit"] for replica in topology["replicas"] if replica["host"] == host])
+
+
+def roles_of(topology, host):
+    """What a host is there for, in words, sorted."""
+    return sorted(group.removeprefix("openclaw_").removesuffix("s") for group in topology["hosts"][host]["groups"])
+
+
+def status(topology, answers):
+    """One status of the whole cluster.
+
+    :param topology: the fact ``topology_cluster``
+    :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
+        :func:`units_of`), ``replicas`` (result of ``gateway_health``) and ``redis`` (result of ``sentinel_info``), each
+        absent when the host did not answer
+    :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``redis`` and ``sentinels`` (lists of rows)
+    """
+    hosts, problems = [], []
+    for name, host in topology["hosts"].items():
+        states = (answers.get(name) or {}).get("units")
+        wanted = units_of(topology, name)
+        found = dict(zip(wanted, states.split())) if states else {}
+        problems += [f"{name}: unit {unit} is {found[unit]}." for unit in found if found[unit] != "active"]
+        if not found:
+            problems.append(f"{name}: the host does not answer.")
+        units = {unit: found.get(unit, "unknown") for unit in wanted}
+        hosts.append({"host": name, "address": host["address"], "datacenter": host["datacenter"], "roles": roles_of(topology, name), "units": units})
+
+    replicas = []
+    for replica in topology["replicas"]:
+        probes = ((answers.get(replica["host"]) or {}).get("replicas") or {}).get("replicas") or []
+        probe = next((one for one in probes if one["id"] == replica["id"]), {"healthy": False, "seen": "not asked", "version": ""})
+        replicas.append({**replica, "healthy": probe["healthy"], "seen": probe["seen"], "version": probe["version"]})
+        if not probe["healthy"]:
+            problems.append(f"{replica['id']}: {probe['seen']}.")
+
+    view = next((answer["redis"] for answer in answers.values() if (answer or {}).get("redis", {}).get("state")), None)
+    if view is None:
+        problems.append("No Redis host could be asked about Redis and Sentinel.")
+        view = {"primary": None, "redis": [], "sentinels": [], "problems": []}
+    problems += view["problems"]
+    return {
+        "ok": not problems,
+        "problems": problems,
+        "hosts": hosts,
+        "replicas": replicas,
+        "primary": view["primary"],
+        "redis": view["redis"],
+        "sentinels": view["sentinels"],
+    }
+
+
+def table(found):
+    """The status as lines of text: a table for hosts, replicas and Redis, then what is wrong."""
+    lines = columns(
+        [("HOST", "ADDRESS", "ROLES", "UNITS")]
+        + [
+            (
+                row["host"],
+                row["address"],
+                " ".join(row["roles"]),
+                " ".join(f"{unit.removesuffix('.service')}={state}" for unit, state in row["units"].items()),
+            )
+            for row in found["hosts"]
+        ]
+    )
+    lines += [""] + columns(
+        [("REPLICA", "ENDPOINT", "ZONE", "VERSION", "STATE")]
+        + [
+            (row["id"], f"{row['address']}:{row['port']}", row["zone"], row["version"] or "-", row["seen"])
+            for row in found["replicas"]
+        ]
+    )
+    lines += [""] + columns([("REDIS", "ENDPOINT", "ROLE", "LINK", "OFFSET", "LAG")] + [_redis_row(row) for row in found["redis"]])
+    lines += [""] + columns([("SENTINEL", "ENDPOINT", "PRIMARY", "QUORUM")] + [_sentinel_row(row) for row in found["sentinels"]])
+    return lines + [""] + (found["problems"] or ["Nothing is wrong."])
+
+
+def columns(rows):
+    """Rows of texts as aligned lines."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _redis_row(row):
+    endpoint = f"{row['address']}:{row['port']}"
+    if row.get("error"):
+        return (row["host"], endpoint, "?", "-", "-", "no answer")
+    if row["role"] == "master":
+        return (row["host"], endpoint, "primary", f"{row['connected']} replicas", str(row["offset"]), "-")
+    return (row["host"], endpoint, "replica", "up" if row["link"] else "down", str(row["offset"]), f"{row['lag']} s")
+
+
+def _sentinel_row(row):
+    endpoint = f"{row['address']}:{row['port']}"
+    if row.get("error"):
+        return (row["host"], endpoint, "no answer", "-")
+    return (row["host"], endpoint, row["primary"] or "nobody", "ok" if row["quorum_ok"] else "missing")

@@ -1,0 +1,374 @@
+#!/usr/bin/python
+
+# Copyright: the openclaw.ha contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: gateway_replica
+short_description: Configure and run one gateway replica
+version_added: "0.1.0"
+author:
+  - The openclaw.ha contributors (@openclaw-ha)
+description:
+  - Writes the replica's configuration, environment and settings, makes its directories, enables its unit and sees to it that the process
+    which runs was started with all of that.
+  - A process carries a digest of everything it was started with. The unit is restarted when that differs from what is on the disk, so a
+    change made by an earlier, interrupted run is not forgotten. A restart waits until the gateway has finished the turns it was answering.
+  - A configuration that the release itself calls invalid is refused before anything is touched, so a replica that runs goes on running.
+  - It does not wait for the replica to get healthy; M(openclaw.ha.gateway_health) does.
+options:
+  id:
+    description: Name of the replica.
+    type: str
+    required: true
+  unit:
+    description: The replica's systemd unit.
+    type: str
+    required: true
+  state:
+    description: V(absent) stops and disables the unit and removes the replica's configuration; what it stored remains.
+    type: str
+    choices: [present, absent]
+    default: present
+  config_directory:
+    description: Directory of C(openclaw.json) and C(replica.env).
+    type: path
+    required: true
+  state_directory:
+    description: OpenClaw's state directory of this replica and version.
+    type: path
+  directories:
+    description: Further directories that belong to the gateway's user, parents first.
+    type: list
+    elements: path
+    default: []
+  user:
+    description: The user and group that the gateway runs as.
+    type: str
+    default: openclaw
+  validate:
+    description: Command that checks a configuration, without its arguments C(config validate --json); it runs as O(user). Nothing is checked
+      where the command does not exist yet, as in check mode on a fresh host.
+    type: list
+    elements: str
+    default: []
+  config:
+    description: Content of C(openclaw.json). Secrets belong into the environment, not in here.
+    type: dict
+  settings:
+    description: Content of the agent's C(settings.json), which OpenClaw reads anew for each turn.
+    type: dict
+    default: {}
+  environment:
+    description: The replica's environment variables that are no secrets.
+    type: dict
+    default: {}
+  inputs:
+    description: Files and directories that the process reads at its start. Directories C(node_modules) in them count by their checksum.
+    type: list
+    elements: path
+    default: []
+  key_file:
+    description: File whose content keys the digest, such as the one that holds the secrets.
+    type: path
+  inputs_changed:
+    description: In check mode, whether earlier tasks would have changed one of O(inputs).
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Says what would be written and done.
+    support: full
+  diff_mode:
+    description: Shows the files before and after.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Run a replica
+  openclaw.ha.gateway_replica:
+    id: node1-1
+    unit: openclaw-gateway@1.service
+    config_directory: /etc/openclaw/gateway/1
+    state_directory: /var/lib/openclaw/1/2026.9.6/state
+    config: "{{ config }}"
+    environment: "{{ environment }}"
+    validate:
+      - /opt/openclaw/node/24.19.0/bin/node
+      - /opt/openclaw/releases/2026.9.6/node_modules/openclaw/openclaw.mjs
+    inputs:
+      - /etc/systemd/system/openclaw-gateway@.service
+      - /etc/openclaw/gateway.env
+
+- name: Take a replica away
+  openclaw.ha.gateway_replica:
+    id: node1-2
+    unit: openclaw-gateway@2.service
+    config_directory: /etc/openclaw/gateway/2
+    state: absent
+"""
+
+RETURN = r"""
+actions:
+  description: The systemctl verbs that were used, in order.
+  returned: always
+  type: list
+  elements: str
+  sample: [restart]
+files:
+  description: The files and directories that were written or removed.
+  returned: always
+  type: list
+  elements: str
+"""
+
+import grp
+import json
+import os
+import pwd
+import shutil
+import stat
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.openclaw.ha.plugins.module_utils import gateway_config, replica, systemd
+
+
+class InvalidConfig(ValueError):
+    """The release does not accept the configuration; the text lists what it has against it."""
+
+
+class Disk:
+    """Files as they should be; remembers what had to be touched. With ``dry`` nothing is touched."""
+
+    def __init__(self, user, dry):
+        self.dry, self.touched, self.diffs = dry, [], []
+        self.root = (os.geteuid(), os.getegid())
+        try:
+            self.user = (pwd.getpwnam(user).pw_uid, grp.getgrnam(user).gr_gid)
+        except KeyError:
+            if not dry:
+                raise
+            self.user = self.root
+
+    def directory(self, path, mode, owner):
+        """Make a directory, or mend its mode and owner."""
+        try:
+            seen = os.lstat(path)
+            if not stat.S_ISDIR(seen.st_mode):
+                raise NotADirectoryError(20, "This must be a directory, and no link to one", path)
+        except FileNotFoundError:
+            seen = None
+        if seen is not None and _attributes(seen) == (mode, *owner):
+            return
+        self.touched.append(path)
+        if self.dry:
+            return
+        if seen is None:
+            os.mkdir(path, mode)
+        os.chown(path, *owner, follow_symlinks=False)
+        os.chmod(path, mode)
+
+    def file(self, path, content, mode, owner):
+        """Write a file as a whole, so that nobody ever reads half of it."""
+        before, seen = b"", None
+        try:
+            seen = os.lstat(path)
+            before = read(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        if seen is not None and stat.S_ISREG(seen.st_mode) and before == content and _attributes(seen) == (mode, *owner):
+            return
+        self.touched.append(path)
+        self.diffs.append(
+            {
+                "before_header": path,
+                "after_header": path,
+                "before": before.decode("utf-8", "replace"),
+                "after": content.decode(),
+            }
+        )
+        if self.dry:
+            return
+        handle, partial = tempfile.mkstemp(prefix=".partial.", dir=os.path.dirname(path))
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                os.fchown(stream.fileno(), *owner)
+                os.fchmod(stream.fileno(), mode)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.rename(partial, path)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+
+def _attributes(seen):
+    return stat.S_IMODE(seen.st_mode), seen.st_uid, seen.st_gid
+
+
+def read(path):
+    """The bytes of a file."""
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+def contents(paths):
+    """(path, bytes) of all files in ``paths`` and below; of node_modules only the checksum that npm_release left."""
+    for path in paths:
+        if os.path.isdir(path):
+            for directory, names, files in os.walk(path):
+                if "node_modules" in names:
+                    names.remove("node_modules")
+                    files = [*files, os.path.join("node_modules", ".lock-sha256")]
+                for name in files:
+                    full = os.path.join(directory, name)
+                    if os.path.isfile(full):
+                        yield full, read(full)
+        elif os.path.isfile(path):
+            yield path, read(path)
+
+
+def same(path, content):
+    """Whether a file is there with this content."""
+    try:
+        return read(path) == content
+    except OSError:
+        return False
+
+
+def check(config, command, user, environment, module):
+    """Let the release check a configuration, as ``user`` and in a directory that is gone afterwards.
+
+    :raises InvalidConfig: when it is not accepted
+    """
+    account = pwd.getpwnam(user)
+    with tempfile.TemporaryDirectory(prefix="openclaw-check.") as directory:
+        path = os.path.join(directory, "openclaw.json")
+        with open(path, "wb") as stream:
+            stream.write(config)
+        for name in (directory, path):
+            os.chown(name, account.pw_uid, account.pw_gid)
+        places = {"OPENCLAW_CONFIG_PATH": path, "OPENCLAW_STATE_DIR": os.path.join(directory, "state"), "HOME": directory}
+        words = [module.get_bin_path("runuser", True), "-u", user, "--", *command, "config", "validate", "--json"]
+        found = replica.complaints(*module.run_command(words, environ_update={**environment, **places}, cwd=directory))
+    if found:
+        raise InvalidConfig("; ".join(found))
+
+
+def document(data):
+    """Stable, readable JSON."""
+    return (json.dumps(data, indent=2, sort_keys=True) + "\n").encode()
+
+
+def present(params, units, disk, module):
+    """Write everything and make the unit run it; returns the verbs used."""
+    config = document(params["config"])
+    directory, state = params["config_directory"], params["state_directory"]
+    command = params["validate"]
+    ready = command and all(os.path.exists(word) for word in command) and not (disk.dry and params["inputs_changed"])
+    if ready and not same(os.path.join(directory, "openclaw.json"), config):
+        check(config, command, params["user"], params["environment"], module)
+    key = read(params["key_file"]) if params["key_file"] and os.path.isfile(params["key_file"]) else b""
+    wanted = replica.generation(
+        key,
+        [("config", config), ("environment", document(params["environment"])), *contents(params["inputs"])],
+    )
+    environment = {**params["environment"], replica.GENERATION: wanted}
+
+    disk.directory(directory, 0o750, (disk.root[0], disk.user[1]))
+    for path in params["directories"]:
+        disk.directory(path, 0o700, disk.user)
+    for path in ("", "agents", "agents/main", "agents/main/agent"):
+        disk.directory(os.path.join(state, path).rstrip("/"), 0o700, disk.user)
+    disk.file(os.path.join(state, "agents/main/agent/settings.json"), document(params["settings"]), 0o600, disk.user)
+    disk.file(os.path.join(directory, "openclaw.json"), config, 0o640, (disk.root[0], disk.user[1]))
+    environment_text = gateway_config.env_file(environment).encode()
+    disk.file(os.path.join(directory, "replica.env"), environment_text, 0o640, (disk.root[0], disk.user[1]))
+
+    seen = units.show(params["unit"])
+    running = running_generation(seen.get("MainPID", "0"))
+    verbs = replica.plan(seen, "" if disk.dry and params["inputs_changed"] else running, wanted)
+    if not disk.dry:
+        for verb in verbs:
+            units.do(verb, *([] if verb == "daemon-reload" else ["--", params["unit"]]))
+    return verbs
+
+
+def absent(params, units, disk, module):
+    """Stop and disable the unit, then remove the configuration; returns the verbs used."""
+    seen = units.show(params["unit"])
+    verbs = []
+    if seen.get("ActiveState") not in (None, "inactive", "failed"):
+        verbs.append("stop")
+    if seen.get("UnitFileState") == "enabled":
+        verbs.append("disable")
+    if not disk.dry:
+        for verb in verbs:
+            units.do(verb, "--", params["unit"])
+    # Last, because this directory is how the role finds a replica that has to go.
+    if os.path.lexists(params["config_directory"]):
+        disk.touched.append(params["config_directory"])
+        if not disk.dry:
+            shutil.rmtree(params["config_directory"])
+    return verbs
+
+
+def running_generation(pid):
+    """What the process was started with; empty when there is none."""
+    if pid in ("", "0"):
+        return ""
+    try:
+        return replica.running_generation(read(f"/proc/{pid}/environ"))
+    except OSError:
+        return ""
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "id": {"type": "str", "required": True},
+            "unit": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "config_directory": {"type": "path", "required": True},
+            "state_directory": {"type": "path"},
+            "directories": {"type": "list", "elements": "path", "default": []},
+            "user": {"type": "str", "default": "openclaw"},
+            "validate": {"type": "list", "elements": "str", "default": []},
+            "config": {"type": "dict"},
+            "settings": {"type": "dict", "default": {}},
+            "environment": {"type": "dict", "default": {}},
+            "inputs": {"type": "list", "elements": "path", "default": []},
+            "key_file": {"type": "path", "no_log": False},
+            "inputs_changed": {"type": "bool", "default": False},
+        },
+        required_if=[("state", "present", ["config", "state_directory"])],
+        supports_check_mode=True,
+    )
+    params = module.params
+    act = present if params["state"] == "present" else absent
+    try:
+        disk = Disk(params["user"], module.check_mode)
+        verbs = act(params, systemd.Units(module.run_command), disk, module)
+    except KeyError:
+        module.fail_json(msg=f"Replica {params['id']}: this host has no user and group {params['user']}.")
+    except InvalidConfig as error:
+        module.fail_json(
+            msg=f"Replica {params['id']}: OpenClaw does not accept the configuration: {error}. Nothing was changed; mend "
+            f"gateway_extra_config."
+        )
+    except gateway_config.GatewayConfigError as error:
+        module.fail_json(msg=f"Replica {params['id']}: {error}")
+    except OSError as error:
+        module.fail_json(msg=f"Replica {params['id']}: {error.strerror or error} ({error.filename}).")
+    except systemd.SystemdError as error:
+        module.fail_json(msg=f"Replica {params['id']}: {error}")
+    module.exit_json(changed=bool(disk.touched or verbs), actions=verbs, files=disk.touched, diff=disk.diffs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+/** Default of every optional setting. Times carry their unit in the name. */
+export const DEFAULTS = Object.freeze({
+  monitorName: "openclaw",
+  keyPrefix: "oc:",
+  conversationTtlSeconds: 604800,
+  turnTimeoutSeconds: 120,
+  ollamaUrl: "",
+  gatewayUrl: "http://127.0.0.1:18789",
+  // A Sentinel failover takes 3-6 s: the first operations of an outage wait this long for a new primary.
+  outageWaitMs: 8000,
+  commandTimeoutMs: 1000,
+  lockLeaseMs: 10000,
+  routeWaitMs: 30000,
+  // Replicas that must confirm a turn before it counts as safe; 0 where Redis has no replica.
+  waitReplicas: 1,
+  waitTimeoutMs: 500,
+  spoolMaxRecords: 10000,
+  spoolMaxBytes: 67108864,
+  messageMaxBytes: 65536,
+  idempotencyTtlSeconds: 86400,
+  dedupeTtlSeconds: 86400,
+  // A conversation keeps its newest turns; a model's window is full long before this.
+  maxTurns: 1000,
+  // Share of the token budget that history may fill.
+  trimRatio: 0.8,
+  metricsTtlSeconds: 86400,
+});
+
+/**
+ * Settings of this replica: the plugin's configuration over the defaults, with secrets from the environment.
+ * @param {object} given `plugins.entries.shared-state.config` of openclaw.json
+ * @param {Record<string, string|undefined>} env process environment
+ * @returns {object} frozen settings
+ * @throws {Error} when a required setting is missing
+ */
+export function resolveConfig(given = {}, env = process.env) {
+  const config = { ...DEFAULTS, ...given };
+  for (const name of ["replica", "spoolDir"]) {
+    if (!config[name]) throw new Error(`shared-state: the setting "${name}" is required`);
+  }
+  if (!config.sentinels?.length && !config.redis) {
+    throw new Error('shared-state: one of the settings "sentinels" and "redis" is required');
+  }
+  // Longer than a turn may take, so that a waiting turn outlives the one it waits for.
+  config.lockWaitMs ??= (config.turnTimeoutSeconds + 5) * 1000;
+  return Object.freeze({
+    ...config,
+    redisPassword: env.OPENCLAW_HA_REDIS_PASSWORD || undefined,
+    sentinelPassword: env.OPENCLAW_HA_SENTINEL_PASSWORD || undefined,
+    gatewayToken: env.OPENCLAW_GATEWAY_TOKEN_HA || undefined,
+  });
+}

@@ -1,0 +1,228 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import { cleanTurn, estimateAll, mergePending, replyOf, trimTurns, turnsOf, turnSuffix } from "./history.js";
+import { parseSessionKey } from "./keys.js";
+import { Busy, ConversationLock } from "./lock.js";
+import { RedisAway } from "./outage.js";
+import { closeGivenUpTurn } from "./transcript.js";
+
+export const ENGINE_ID = "shared-state";
+const LAST_COMPACTION = 3;
+
+/**
+ * The context engine of one logical turn: reads the conversation from Redis under its lock, and commits the turn to it.
+ * Sessions that are no conversation pass through untouched.
+ */
+export class TurnEngine {
+  info = {
+    id: ENGINE_ID,
+    name: "Shared state",
+    // The gateway then asks again before every model call, which notices a lost lock early, and keeps its own
+    // summarising of the local transcript, which nobody reads, off.
+    ownsCompaction: true,
+    transcriptSemantics: {
+      currentTurnFence: "before-current-turn-entry-v1",
+      turnAdvancementIdempotency: "atomic-idempotent-v1",
+    },
+  };
+
+  #runtime;
+  #abort = new AbortController();
+  #lock = null;
+  #reservation = null;
+  #base = "";
+  #epoch = "";
+  #locked = false;
+  #localCount;
+  #localTurns;
+  #lastHistory = [];
+  #budget;
+  #compactions = 0;
+  #session = null;
+
+  /** @param {() => Promise<import("./runtime.js").Runtime>} runtime */
+  constructor(runtime) { this.#runtime = runtime; }
+
+  async bootstrap() { return { bootstrapped: true }; }
+  async ingest() { return { ingested: true }; }
+  async maintain() { return { changed: false, bytesFreed: 0, rewrittenEntries: 0 }; }
+
+  async assemble({ sessionKey, sessionId, messages, prompt, tokenBudget }) {
+    const conv = parseSessionKey(sessionKey);
+    if (!conv) return { messages, estimatedTokens: estimateAll(messages) };
+    const runtime = await this.#runtime();
+    this.#session = { sessionKey, sessionId };
+    const first = this.#localCount === undefined;
+    if (first) {
+      this.#localCount = messages.length;
+      this.#adopt(runtime, sessionKey, prompt);
+    }
+    // Later budgets of a turn do not subtract the system prompt: the smallest is the true one.
+    if (tokenBudget > 0) this.#budget = Math.min(this.#budget ?? Infinity, tokenBudget);
+    const turns = await this.#turns(runtime, conv, messages);
+    const limit = this.#budget === undefined ? undefined : this.#budget * runtime.config.trimRatio;
+    const history = trimTurns(turns, limit).flatMap((turn) => turn.messages);
+    const suffix = first ? [] : turnSuffix(messages, this.#localCount, this.#lastHistory);
+    this.#lastHistory = history;
+    const all = [...history, ...suffix];
+    return { messages: all, estimatedTokens: estimateAll(all) };
+  }
+
+  /** Stores the turn. Never throws and never drops: what Redis does not take is kept on this host. */
+  async commitTurn({ advancementKey, messages, sessionKey }) {
+    const conv = parseSessionKey(sessionKey);
+    const kept = cleanTurn(messages);
+    this.#session = null;
+    if (!conv || !kept.length) return { status: "committed" };
+    const runtime = await this.#runtime();
+    const { config, log } = runtime;
+    const turn = { id: advancementKey, replica: config.replica, at: Date.now(), messages: kept };
+    void runtime.settleClaims(sessionKey, true);
+    const record = {
+      op: "turn", conv, turn, base: this.#base, epoch: this.#epoch,
+      owner: this.#lock?.owner ?? new ConversationLock(runtime.store, config, conv).owner,
+      ...this.#reservation?.idempotent(replyOf(kept)),
+    };
+    try {
+      if (!this.#locked || runtime.spool.blocks(conv.id)) return await this.#keep(runtime, record);
+      const { status, seq, confirmed } = await runtime.store.commit(record, { fenced: true });
+      if (status === "fenced") return await this.#overtaken(runtime, record);
+      this.#report(status);
+      if (status === "answered") {
+        await this.#lock.release();
+        runtime.metrics.add("turns_answered");
+        log.warn(`A turn of ${conv.id} was not appended: its idempotency key was answered by another replica`);
+      }
+      this.#lock.forget();
+      if (status === "committed") runtime.remember(conv, { ...turn, seq });
+      if (!confirmed && status === "committed") {
+        runtime.metrics.add("turns_unconfirmed");
+        await runtime.keep({ ...record, op: "confirm" });
+      }
+      return { status: status === "duplicate" ? "duplicate" : "committed" };
+    } catch (error) {
+      if (!(error instanceof RedisAway)) log.error(`A turn of ${conv.id} was refused by Redis: ${error.message}`);
+      return this.#keep(runtime, record);
+    }
+  }
+
+  /** Drops the older half of what was shown, really: the provider said that it does not fit. */
+  async compact({ sessionKey, currentTokenCount }) {
+    const conv = parseSessionKey(sessionKey);
+    if (!conv) return { ok: true, compacted: false, reason: "this session is not a shared conversation" };
+    const runtime = await this.#runtime();
+    const turns = this.#lock?.view?.turns ?? await runtime.store.read(conv).then((view) => view.turns, () => []);
+    const shown = estimateAll(this.#lastHistory) || estimateAll(turns.flatMap(({ messages }) => messages));
+    if (!shown) return { ok: true, compacted: false, reason: "there is no history to drop" };
+    this.#compactions += 1;
+    const target = this.#compactions >= LAST_COMPACTION ? 0 : Math.floor(shown / 2);
+    const keep = trimTurns(turns, target);
+    this.#budget = target / runtime.config.trimRatio;
+    runtime.metrics.add("compactions");
+    try {
+      await runtime.store.compact(conv, keep.length);
+      runtime.recent.delete(conv.id);
+      if (this.#lock?.view) this.#lock.view.turns = turns.slice(turns.length - keep.length);
+    } catch (error) {
+      if (!(error instanceof RedisAway)) throw error;
+    }
+    return {
+      ok: true,
+      compacted: true,
+      result: {
+        summary: "Older turns of this conversation were dropped.",
+        tokensBefore: currentTokenCount ?? shown,
+        tokensAfter: estimateAll(keep.flatMap(({ messages }) => messages)),
+        firstKeptEntryId: "",
+      },
+    };
+  }
+
+  async dispose() {
+    this.#abort.abort();
+    await this.#lock?.release();
+    if (!this.#session) return;
+    const { sessionKey, sessionId } = this.#session;
+    const runtime = await this.#runtime();
+    runtime.metrics.add("turns_given_up");
+    await runtime.settleClaims(sessionKey, false);
+    await closeGivenUpTurn(sessionKey, sessionId)
+      .catch((error) => runtime.log.warn(`A given-up turn of ${sessionKey} stays in the local transcript: ${error.message}`));
+  }
+
+  /** Takes over what POST /api/v1/message has prepared for this session: its lock, and where it waits for the outcome. */
+  #adopt(runtime, sessionKey, prompt) {
+    const reservation = runtime.reservations.get(sessionKey);
+    if (!reservation) return;
+    runtime.reservations.delete(sessionKey);
+    this.#lock = reservation.lock;
+    // Another client's turn may have slipped in front of it: that one may use the lock, but is not its outcome.
+    if (!prompt?.includes(reservation.message)) return;
+    reservation.adopted = true;
+    this.#reservation = reservation;
+  }
+
+  /** The conversation's turns: from Redis under the lock, else what this replica knows itself. */
+  async #turns(runtime, conv, messages) {
+    const { config, log, metrics, spool, store } = runtime;
+    const signal = this.#abort.signal;
+    try {
+      if (!this.#lock?.view) await runtime.flush(conv);
+      this.#lock ??= new ConversationLock(store, config, conv);
+      const view = await this.#lock.acquire({ waitMs: config.lockWaitMs, signal });
+      this.#locked = true;
+      return this.#use(runtime, conv, view);
+    } catch (error) {
+      signal.throwIfAborted();
+      this.#locked = false;
+      if (error instanceof Busy) {
+        metrics.add("lock_timeouts");
+        log.warn(`${error.message}: after ${config.lockWaitMs} ms a turn goes on without its lock and will be appended late`);
+        const view = await store.read(conv).catch(() => null);
+        if (view) return this.#use(runtime, conv, view);
+      } else if (!(error instanceof RedisAway)) {
+        log.error(`Conversation ${conv.id} cannot be read: ${error.message}`);
+      }
+    }
+    metrics.add("turns_degraded");
+    const known = runtime.recent.get(conv.id);
+    if (known) return this.#use(runtime, conv, known);
+    this.#base = "";
+    this.#epoch = "";
+    // Kept turns are in the local transcript too, unless this replica lost its state.
+    this.#localTurns ??= turnsOf(messages.slice(0, this.#localCount));
+    return this.#localTurns.length ? this.#localTurns : spool.pendingTurns(conv.id);
+  }
+
+  #use(runtime, conv, view) {
+    const pending = runtime.spool.pendingTurns(conv.id);
+    const turns = mergePending(view.turns, pending);
+    if (view.turns !== runtime.recent.get(conv.id)?.turns) runtime.recent.set(conv.id, view);
+    this.#base = view.seq + turns.length - view.turns.length;
+    this.#epoch = view.epoch;
+    return turns;
+  }
+
+  /** Somebody else took the conversation while this turn was frozen. */
+  async #overtaken(runtime, record) {
+    runtime.metrics.add("turns_fenced");
+    this.#lock.forget();
+    if (this.#reservation) {
+      this.#report("refused");
+      return { status: "committed" };
+    }
+    runtime.log.warn(`A turn of ${record.conv.id} lost its lock and is appended after what came between`);
+    return this.#keep(runtime, record);
+  }
+
+  async #keep(runtime, record) {
+    if (this.#locked && !runtime.link.away) await this.#lock.release();
+    this.#lock?.forget();
+    this.#report(await runtime.keep(record) ? "kept" : "lost");
+    return { status: "committed" };
+  }
+
+  #report(outcome) { if (this.#reservation) this.#reservation.outcome = outcome; }
+}

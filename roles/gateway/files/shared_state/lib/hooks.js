@@ -1,0 +1,74 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import { randomUUID } from "node:crypto";
+import { Claim } from "./claim.js";
+import { parseSessionKey } from "./keys.js";
+import { RedisAway } from "./outage.js";
+
+const CRASH_REPLAY = "main_session_restart_recovery";
+
+/**
+ * Hook handlers. before_agent_finalize is left alone on purpose: registering it ends streaming.
+ * @param {() => Promise<import("./runtime.js").Runtime>} current
+ */
+export const createHooks = (current) => ({
+  /** A message that a channel delivered again, here or on another replica, is answered once. */
+  async before_dispatch(event, ctx) {
+    const messageId = event.messageId ?? ctx.messageId;
+    if (!messageId) return undefined;
+    const runtime = await current();
+    const { config, metrics, store } = runtime;
+    const sessionKey = event.sessionKey ?? ctx.sessionKey ?? "";
+    const key = store.dedupeKey([ctx.channelId ?? event.channel, ctx.accountId,
+      ctx.conversationId ?? ctx.senderId ?? event.senderId ?? sessionKey, messageId]);
+    const claim = new Claim(store, key, `${config.replica}/${randomUUID()}`);
+    const keepMs = (config.turnTimeoutSeconds + 60) * 1000;
+    try {
+      // The one who has it may die: then its lease ends and this delivery is the message's second chance.
+      const present = await claim.take({ waitMs: keepMs, keepMs });
+      if (present) {
+        metrics.add("webhooks_duplicate");
+        return { handled: true };
+      }
+    } catch (error) {
+      if (!(error instanceof RedisAway)) throw error;
+      if (runtime.answers.get(key)) { metrics.add("webhooks_duplicate"); return { handled: true }; }
+    }
+    runtime.answers.set(key, { state: "done" });
+    if (!runtime.claims.has(sessionKey)) runtime.claims.set(sessionKey, new Set());
+    const entry = { claim, key };
+    runtime.claims.get(sessionKey).add(entry);
+    // A message that starts no turn (a command) is settled when nothing else settles it.
+    setTimeout(() => void runtime.settleClaims(sessionKey, true, [entry]), keepMs).unref();
+    return undefined;
+  },
+
+  /** After a crash the gateway repeats the interrupted turn by itself; another replica has answered it long since. */
+  async before_agent_run(_event, ctx) {
+    if (ctx?.inputProvenance?.sourceTool !== CRASH_REPLAY) return undefined;
+    const runtime = await current();
+    runtime.metrics.add("crash_replays_blocked");
+    runtime.log.info(`The replay of an interrupted turn in ${ctx.sessionKey} was blocked`);
+    return { outcome: "block", reason: "interrupted turns are not repeated by a replica", message: "" };
+  },
+
+  async agent_end(event, ctx) {
+    const runtime = await current();
+    const { sessionKey } = ctx ?? {};
+    if (!sessionKey) return;
+    if (event.success) runtime.failures.delete(sessionKey);
+    else {
+      runtime.metrics.add("turns_failed");
+      runtime.failures.set(sessionKey, event.error ?? "unknown");
+    }
+    // A failed attempt may be followed by another provider's: the turn's end gives its claims back.
+    if (event.success) await runtime.settleClaims(sessionKey, true);
+  },
+
+  async before_reset(_event, ctx) {
+    const conv = parseSessionKey(ctx?.sessionKey);
+    if (conv) await (await current()).reset(conv);
+  },
+});

@@ -1,0 +1,148 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import { Redis } from "ioredis";
+import { setTimeout as sleep } from "node:timers/promises";
+import { isOutage, Outage, RedisAway } from "./outage.js";
+
+const RETRY_MS = 100;
+const PROBE_MS = 1000;
+const PROBE_DOWN_MS = 500;
+const STUCK_PROBES = 3;
+
+/**
+ * Options for ioredis, measured under kill -9 and SIGSTOP of the primary: commands time out instead of queueing, nothing
+ * is resent behind our back (we retry what is idempotent ourselves), a switched primary is noticed at once.
+ * @param {object} config settings of resolveConfig
+ */
+export function redisOptions(config) {
+  const backoff = (attempt) => Math.min(50 * attempt, 500);
+  const common = {
+    password: config.redisPassword,
+    connectTimeout: config.commandTimeoutMs,
+    commandTimeout: config.commandTimeoutMs,
+    maxRetriesPerRequest: null,
+    enableOfflineQueue: false,
+    autoResendUnfulfilledCommands: false,
+    reconnectOnError: (error) => /READONLY/.test(error.message),
+    retryStrategy: backoff,
+  };
+  if (!config.sentinels?.length) return { ...common, ...config.redis };
+  return {
+    ...common,
+    sentinels: config.sentinels,
+    name: config.monitorName,
+    sentinelPassword: config.sentinelPassword,
+    sentinelCommandTimeout: config.commandTimeoutMs,
+    sentinelRetryStrategy: backoff,
+    failoverDetector: true,
+  };
+}
+
+/**
+ * The connection to the Redis primary and its outages: says when Redis went away and when it is back, once each, and
+ * decides how long an operation may wait. Commits have a connection of their own, because WAIT holds up what is behind
+ * it on the same one.
+ */
+export class Link {
+  #config; #log; #metrics; #outage; #clients; #lastError; #onBack; #heartbeatKey;
+  #stopped = false;
+  #stuck = 0;
+
+  /**
+   * @param {object} options
+   * @param {object} options.config settings
+   * @param {{info: Function, warn: Function, error: Function}} options.log
+   * @param {import("./metrics.js").Metrics} options.metrics
+   * @param {string} options.heartbeatKey hash that the probe writes to
+   * @param {() => void} options.onBack called when an outage has ended
+   * @param {() => Redis} [options.createClient] for tests
+   */
+  constructor({ config, log, metrics, heartbeatKey, onBack, createClient }) {
+    this.#config = config;
+    this.#log = log;
+    this.#metrics = metrics;
+    this.#heartbeatKey = heartbeatKey;
+    this.#onBack = onBack;
+    this.#outage = new Outage(config.outageWaitMs);
+    const connect = createClient ?? (() => new Redis(redisOptions(config)));
+    this.#clients = { turns: connect(), commits: connect() };
+    for (const client of Object.values(this.#clients)) {
+      client.on("error", (error) => { this.#lastError = error; });
+    }
+  }
+
+  /** True unless an outage is known or suspected. */
+  get healthy() { return !this.#outage.suspected && this.#clients.turns.status === "ready"; }
+  get away() { return this.#outage.away; }
+
+  /** Starts the background probe, which notices an outage before a turn does, and its end without one. */
+  start() { void this.#probeLoop(); }
+
+  stop() {
+    this.#stopped = true;
+    for (const client of Object.values(this.#clients)) client.disconnect();
+  }
+
+  /**
+   * Runs one idempotent operation, waiting out a failover.
+   * @template T
+   * @param {(client: Redis) => Promise<T>} operation
+   * @param {{client?: "turns"|"commits", once?: boolean}} [options] once: a single try, for background work
+   * @returns {Promise<T>}
+   * @throws {RedisAway} when Redis is away; any other error is about this operation only
+   */
+  async run(operation, { client = "turns", once = false } = {}) {
+    const deadline = Date.now() + this.#config.outageWaitMs;
+    for (;;) {
+      if ((this.#outage.away && !once) || this.#stopped) throw new RedisAway(this.#lastError);
+      try {
+        const result = await operation(this.#clients[client]);
+        this.#succeeded();
+        return result;
+      } catch (error) {
+        if (!isOutage(error)) throw error;
+        this.#failed(error);
+        if (once || Date.now() >= deadline) throw new RedisAway(error);
+        await sleep(RETRY_MS);
+      }
+    }
+  }
+
+  #failed(error) {
+    // "Connection is closed" hides the reason that the connection itself reported.
+    if (!this.#lastError || !/Connection is closed|Stream isn't writeable/.test(error.message)) this.#lastError = error;
+    if (!this.#outage.failed(Date.now())) return;
+    this.#metrics.add("redis_outages");
+    this.#log.warn(`Redis is away (${this.#lastError.message}). Answers go on from local history; `
+      + "turns are kept on this host and written to Redis when it is back.");
+  }
+
+  #succeeded() {
+    const lasted = this.#outage.lasted(Date.now());
+    if (!this.#outage.succeeded()) return;
+    this.#log.warn(`Redis is back after ${Math.round(lasted / 1000)} s. Kept turns are being written.`);
+    this.#onBack();
+  }
+
+  async #probeLoop() {
+    while (!this.#stopped) {
+      await sleep(this.#outage.suspected ? PROBE_DOWN_MS : PROBE_MS, undefined, { ref: false });
+      if (this.#stopped) return;
+      try {
+        // A write, because a primary without enough replicas still answers PING.
+        await this.run((client) => client.hset(this.#heartbeatKey, "heartbeat_at", Date.now()), { once: true });
+        this.#stuck = 0;
+      } catch {
+        this.#stuck += 1;
+        if (this.#stuck % STUCK_PROBES === 0) this.#reconnect();
+      }
+    }
+  }
+
+  /** A vanished host leaves a connection that looks open for minutes: drop it. */
+  #reconnect() {
+    for (const client of Object.values(this.#clients)) if (client.status === "ready") client.disconnect(true);
+  }
+}

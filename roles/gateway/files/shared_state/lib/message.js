@@ -1,0 +1,203 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import { randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
+import { Claim } from "./claim.js";
+import { postJson, readBody, sendError, sendJson } from "./http.js";
+import { sessionKeyFor } from "./keys.js";
+import { Busy, ConversationLock } from "./lock.js";
+import { RedisAway } from "./outage.js";
+import { HttpError, parseRequest, turnError } from "./request.js";
+
+const ATTEMPTS = 3;
+const PAUSE_MS = 300;
+
+/**
+ * POST /api/v1/message: one turn of one conversation, once per idempotency key, on whatever replica.
+ *
+ * The turn runs through this gateway's own /v1/chat/completions, so that it is admitted, drained and cut off (client
+ * gone) like any other; its lock is taken before, so that a busy conversation is a 409 and not a guess.
+ */
+export async function handleMessage(runtime, req, res) {
+  if (req.method !== "POST") {
+    return sendJson(res, 405, new HttpError(405, "method_not_allowed", "Use POST.").body, { allow: "POST" });
+  }
+  const gone = new AbortController();
+  res.once("close", () => { if (!res.writableFinished) gone.abort(); });
+  try {
+    const request = parseRequest(await readBody(req, runtime.config.messageMaxBytes), req.headers["idempotency-key"]);
+    runtime.metrics.add("messages");
+    const authorization = req.headers.authorization
+      ?? (runtime.config.gatewayToken ? `Bearer ${runtime.config.gatewayToken}` : undefined);
+    const { body, replayed } = await once(runtime, request, gone.signal, authorization);
+    return sendJson(res, 200, body, replayed ? { "idempotency-replayed": "true" } : {});
+  } catch (error) {
+    if (gone.signal.aborted) return true;
+    if (!(error instanceof HttpError)) runtime.log.error(`POST /api/v1/message failed: ${error.stack}`);
+    runtime.metrics.add(`messages_${error.status ?? 500}`);
+    return sendError(res, error);
+  }
+}
+
+/** Runs a request once per idempotency key. @returns {Promise<{body: object, replayed: boolean}>} */
+async function once(runtime, request, signal, authorization) {
+  const turn = new MessageTurn(runtime, request, signal, authorization);
+  if (!request.key) return { body: await turn.run(), replayed: false };
+  const { config, store } = runtime;
+  const key = store.idempotencyKey(turn.conv, request.key);
+  const claim = new Claim(store, key, turn.owner, request.fingerprint);
+  try {
+    const keepMs = (config.turnTimeoutSeconds + 60) * 1000;
+    const present = await claim.take({ waitMs: config.routeWaitMs, signal, keepMs });
+    if (present) return { body: answerOf(present, request), replayed: true };
+  } catch (error) {
+    if (!(error instanceof RedisAway)) throw error;
+    return onceHere(runtime, key, request, turn);
+  }
+  try {
+    const body = await turn.run();
+    await claim.settle(doneAnswer(request, body), config.idempotencyTtlSeconds);
+    return { body, replayed: false };
+  } catch (error) {
+    if (!(error instanceof Answered)) { await claim.settle(null); throw error; }
+    // While this replica was frozen, another one took the claim over and answered.
+    const present = await claim.take({ waitMs: config.routeWaitMs, signal, keepMs: 0 });
+    if (present) return { body: answerOf(present, request), replayed: true };
+    await claim.settle(null);
+    throw new HttpError(409, "request_in_progress", "A request with this key was answered meanwhile.", { retryAfter: 1 });
+  }
+}
+
+/** The same within this replica, while Redis is away. */
+async function onceHere(runtime, key, request, turn) {
+  const { answers, inflight } = runtime;
+  const known = answers.get(key) ?? inflight.get(key);
+  if (known) {
+    const present = await known;
+    return { body: answerOf(present, request), replayed: true };
+  }
+  const work = turn.run().then((body) => doneAnswer(request, body));
+  inflight.set(key, work);
+  try {
+    const answer = await work;
+    answers.set(key, answer);
+    return { body: answer.body, replayed: false };
+  } finally {
+    inflight.delete(key);
+  }
+}
+
+const doneAnswer = (request, body) => ({ state: "done", fingerprint: request.fingerprint, body });
+
+/** @throws {HttpError} when what is stored under a key is not the answer to this request */
+function answerOf(present, request) {
+  if (present.fingerprint !== request.fingerprint) {
+    throw new HttpError(422, "idempotency_key_reused", "This key was used for another message.");
+  }
+  if (present.state === "done") return present.body;
+  throw new HttpError(409, "request_in_progress", "A request with this key is still being answered.", { retryAfter: 2 });
+}
+
+/** The request's idempotency key was answered by another turn. */
+class Answered extends Error {}
+
+/** One request's way to an answer; more than one turn when the conversation was taken over meanwhile. */
+class MessageTurn {
+  constructor(runtime, request, signal, authorization) {
+    const { channel, user } = request;
+    this.runtime = runtime;
+    this.request = request;
+    this.signal = signal;
+    this.authorization = authorization;
+    this.conv = { channel, user, id: `${channel}:${user}` };
+    this.sessionKey = sessionKeyFor(channel, user);
+    this.owner = `${runtime.config.replica}/${randomUUID()}`;
+  }
+
+  /** @returns {Promise<object>} the response body */
+  async run() {
+    for (let attempt = 1; attempt <= ATTEMPTS; attempt += 1) {
+      const { outcome, body } = await this.#attempt();
+      if (outcome === "answered") throw new Answered();
+      if (body && outcome !== "refused") return body;
+      this.runtime.metrics.add("messages_retried");
+      await sleep(PAUSE_MS * attempt, undefined, { signal: this.signal });
+    }
+    throw new HttpError(503, "turn_not_started", "The turn could not be run now; it has left no trace.", { retryAfter: 1 });
+  }
+
+  /**
+   * One turn under one lock.
+   * @returns {Promise<{outcome: string, body?: object}>} without a body: it has left no trace and may be tried again
+   */
+  async #attempt() {
+    const { config, reservations } = this.runtime;
+    const lock = await this.#lock();
+    const reservation = {
+      lock, message: this.request.message, adopted: false, outcome: undefined,
+      idempotent: (reply) => this.#idempotency(reply),
+    };
+    reservations.set(this.sessionKey, reservation);
+    const timeout = AbortSignal.timeout(config.turnTimeoutSeconds * 1000);
+    try {
+      const { status, body } = await postJson(new URL("/v1/chat/completions", config.gatewayUrl), {
+        headers: { "x-openclaw-session-key": this.sessionKey, ...(this.authorization && { authorization: this.authorization }) },
+        body: { model: "openclaw/default", messages: [{ role: "user", content: this.request.message }] },
+        signal: AbortSignal.any([this.signal, timeout]),
+      });
+      const reply = body?.choices?.[0]?.message?.content;
+      // A gateway that is busy with its own start or end refuses turns before they begin.
+      if (status === 500 && !reservation.adopted) return { outcome: "refused" };
+      if (status !== 200 || typeof reply !== "string") {
+        throw turnError(status, body?.error, this.runtime.failures.get(this.sessionKey) !== undefined);
+      }
+      if (reservation.outcome === undefined) {
+        this.runtime.metrics.add("turns_unrecorded");
+        this.runtime.log.error(`A turn of ${this.conv.id} was answered, but the gateway did not hand it over for storing`);
+      }
+      return { outcome: reservation.outcome, body: this.#body(reply) };
+    } catch (error) {
+      if (error instanceof HttpError || this.signal.aborted) throw error;
+      if (timeout.aborted) throw new HttpError(504, "turn_timeout", `The turn took more than ${config.turnTimeoutSeconds} s.`);
+      this.runtime.log.error(`This gateway cannot be reached at ${config.gatewayUrl}: ${error.message}`);
+      throw new HttpError(503, "gateway_unavailable", "This gateway takes no new turns now.", { retryAfter: 1 });
+    } finally {
+      if (reservations.get(this.sessionKey) === reservation) reservations.delete(this.sessionKey);
+      this.runtime.failures.delete(this.sessionKey);
+      await lock.release();
+    }
+  }
+
+  /** The conversation's lock, taken; not taken while Redis is away. */
+  async #lock() {
+    const { config, metrics, store } = this.runtime;
+    const lock = new ConversationLock(store, config, this.conv);
+    try {
+      await this.runtime.flush(this.conv);
+      await lock.acquire({ waitMs: config.routeWaitMs, signal: this.signal });
+    } catch (error) {
+      if (error instanceof Busy) {
+        metrics.add("lock_timeouts");
+        throw new HttpError(409, "conversation_busy", "Another turn of this conversation is still running.", { retryAfter: 2 });
+      }
+      if (!(error instanceof RedisAway)) throw error;
+    }
+    return lock;
+  }
+
+  #body(reply) {
+    const { channel, user, messageId } = this.request;
+    return {
+      reply, channel, user_id: user, replica: this.runtime.config.replica,
+      ...(messageId !== undefined && { message_id: messageId }),
+    };
+  }
+
+  /** What a commit stores together with the turn, so that a retry after a crash gets this very answer. */
+  #idempotency(reply) {
+    const { key } = this.request;
+    return key ? { idempotency: { key, answer: doneAnswer(this.request, this.#body(reply)) } } : {};
+  }
+}

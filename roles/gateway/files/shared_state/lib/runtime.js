@@ -1,0 +1,180 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import { setTimeout as sleep } from "node:timers/promises";
+import { redisKeys } from "./keys.js";
+import { Link } from "./link.js";
+import { Metrics } from "./metrics.js";
+import { OllamaCheck } from "./ollama.js";
+import { Recent } from "./recent.js";
+import { Replayer } from "./replay.js";
+import { Spool } from "./spool.js";
+import { Store } from "./store.js";
+
+// The gateway loads hooks and context engine as different module instances: only globalThis is shared by them.
+const SLOT = Symbol.for("openclaw.ha.shared-state");
+const RECENT_CONVERSATIONS = 500;
+const RECENT_ANSWERS = 1000;
+const FLUSH_WAIT_MS = 2000;
+
+/** Everything that one gateway process shares between its turns. */
+export class Runtime {
+  /** Turns that POST /api/v1/message has prepared, by session key. @type {Map<string, object>} */
+  reservations = new Map();
+  /** Last error of a session's run, by session key. */
+  failures = new Recent(RECENT_ANSWERS);
+  /** Webhook messages that are being answered, by session key. @type {Map<string, Set<object>>} */
+  claims = new Map();
+  /** What this replica last saw of a conversation: {turns, seq, epoch}. */
+  recent = new Recent(RECENT_CONVERSATIONS);
+  /** Answers given while Redis was away, by idempotency key. */
+  answers = new Recent(RECENT_ANSWERS);
+  /** Requests that are being answered by this replica, by idempotency key. @type {Map<string, Promise<object>>} */
+  inflight = new Map();
+  /** Resets under way, by conversation id. @type {Map<string, Promise<void>>} */
+  resets = new Map();
+  startedAt = Date.now();
+  metrics = new Metrics();
+
+  constructor({ config, log, version, createClient }) {
+    this.config = config;
+    this.log = log;
+    this.version = version;
+    const { metrics } = this;
+    this.link = new Link({
+      config, log, metrics, createClient,
+      heartbeatKey: redisKeys(config.keyPrefix).metrics(config.replica),
+      onBack: () => void this.replayer.all(),
+    });
+    this.store = new Store({ config, link: this.link, metrics });
+    this.spool = new Spool({
+      dir: config.spoolDir, maxRecords: config.spoolMaxRecords, maxBytes: config.spoolMaxBytes, log, metrics,
+    });
+    this.replayer = new Replayer({
+      spool: this.spool, store: this.store, config, log, metrics,
+      isAway: () => this.link.away, onWritten: (conv, turn) => this.remember(conv, turn),
+    });
+    this.ollama = new OllamaCheck(config.ollamaUrl);
+    this.ready = this.#start();
+  }
+
+  async #start() {
+    try {
+      await this.spool.open();
+      if (this.spool.size) this.log.warn(`${this.spool.size} kept turns from before the start will be written to Redis`);
+    } catch (error) {
+      this.log.error(`The spool ${this.config.spoolDir} cannot be used (${error.message}): `
+        + "turns said while Redis is away would not survive a restart of this gateway");
+    }
+    this.link.start();
+    this.replayer.start();
+    this.ollama.start();
+    this.metrics.start((fields) => this.store.writeMetrics(fields), () => ({
+      replica: this.config.replica,
+      version: this.version,
+      started_at: this.startedAt,
+      spool_records: this.spool.size,
+      spool_bytes: this.spool.bytes,
+    }));
+  }
+
+  stop() {
+    this.metrics.stop();
+    this.replayer.stop();
+    this.ollama.stop();
+    this.link.stop();
+  }
+
+  /** Writes what is kept for a conversation before its next turn, within a bound. */
+  async flush(conv) {
+    await this.resets.get(conv.id);
+    if (!this.spool.blocks(conv.id) || this.link.away) return;
+    await Promise.race([this.replayer.conversation(conv.id).catch(() => {}), sleep(FLUSH_WAIT_MS, undefined, { ref: false })]);
+  }
+
+  /**
+   * Keeps a record on disk and, unless Redis is away, tries to write it at once.
+   * @returns {Promise<boolean>} false when the spool is full
+   */
+  async keep(record) {
+    const name = await this.spool.add(record);
+    if (record.op === "turn") this.metrics.add("turns_spooled");
+    if (record.op !== "confirm") await this.flush(record.conv);
+    return name !== null;
+  }
+
+  /** Adds a turn to what this replica remembers of a conversation. */
+  remember(conv, turn) {
+    const known = this.recent.get(conv.id);
+    if (!known || known.turns.some(({ id }) => id === turn.id)) return;
+    this.recent.set(conv.id, { ...known, seq: Math.max(known.seq, turn.seq), turns: [...known.turns, turn] });
+  }
+
+  /** Forgets a conversation, now or when Redis is back. */
+  reset(conv) {
+    const work = async () => {
+      this.recent.delete(conv.id);
+      this.metrics.add("resets");
+      if (this.spool.blocks(conv.id)) { await this.keep({ op: "reset", conv }); return; }
+      try { await this.store.reset(conv); } catch { await this.keep({ op: "reset", conv }); }
+    };
+    const previous = this.resets.get(conv.id) ?? Promise.resolve();
+    const next = previous.then(work).catch((error) => this.log.error(`Reset of ${conv.id} failed: ${error.message}`))
+      .finally(() => { if (this.resets.get(conv.id) === next) this.resets.delete(conv.id); });
+    this.resets.set(conv.id, next);
+    return next;
+  }
+
+  /** Ends the claims of a session's webhook messages: answered for good, or given back for another delivery. */
+  async settleClaims(sessionKey, answered, entries = [...(this.claims.get(sessionKey) ?? [])]) {
+    const claims = this.claims.get(sessionKey);
+    for (const entry of entries) {
+      if (!claims?.delete(entry)) continue;
+      if (!answered) this.answers.delete(entry.key);
+      await entry.claim.settle(answered ? { state: "done", fingerprint: "" } : null, this.config.dedupeTtlSeconds);
+    }
+    if (claims && !claims.size) this.claims.delete(sessionKey);
+  }
+
+  /** @returns {object} the body of GET /api/v1/health */
+  health() {
+    const redis = this.link.healthy;
+    const ollama = this.ollama.healthy;
+    return {
+      status: redis && ollama !== false ? "ok" : "degraded",
+      uptime_seconds: Math.round(process.uptime()),
+      version: this.version,
+      replica: this.config.replica,
+      redis,
+      ollama,
+      spooled: this.spool.size,
+    };
+  }
+}
+
+/**
+ * The process's runtime; created by its first caller.
+ * @param {() => Runtime} create
+ * @returns {Promise<Runtime>} started
+ */
+export async function currentRuntime(create) {
+  const runtime = (globalThis[SLOT] ??= create());
+  await runtime.ready;
+  return runtime;
+}
+
+/** Replaces the process's runtime. The old one goes on for the turns that still use it, then stops. */
+export async function replaceRuntime(create) {
+  const old = globalThis[SLOT];
+  globalThis[SLOT] = create();
+  if (old) setTimeout(() => old.stop(), (old.config.turnTimeoutSeconds + 60) * 1000).unref();
+  await globalThis[SLOT].ready;
+}
+
+/** Ends the process's runtime, if it is this one. */
+export function stopRuntime(config) {
+  if (globalThis[SLOT]?.config !== config) return;
+  globalThis[SLOT].stop();
+  delete globalThis[SLOT];
+}

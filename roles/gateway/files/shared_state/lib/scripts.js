@@ -1,0 +1,124 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+// Lua scripts: each is one atomic step on one conversation. Common names:
+//   owner  who holds a lock: one turn of one replica, unique
+//   fence  counts the owners of a conversation; `holder` is the latest one, and only it may append without a flag
+//   epoch  counts resets; what was said before a reset never comes back
+
+/**
+ * Takes or keeps the lock and reads the conversation. Idempotent by owner: a lost reply does not lock its sender out.
+ * KEYS lock, session, conversation  ARGV owner, leaseMs, ttlSeconds, knownFence ("" = none), maxTurns
+ * Returns {0, remaining ms} when another owner holds it, else {fence, epoch, seq, turns...}; turns only for a new fence.
+ */
+export const BEGIN = `
+local owner = redis.call('GET', KEYS[1])
+if owner and owner ~= ARGV[1] then return {0, redis.call('PTTL', KEYS[1])} end
+local s = redis.call('HMGET', KEYS[2], 'fence', 'holder', 'epoch', 'turns')
+local fence = s[1]
+if not fence or s[2] ~= ARGV[1] then
+  fence = redis.call('HINCRBY', KEYS[2], 'fence', 1)
+  redis.call('HSET', KEYS[2], 'holder', ARGV[1])
+end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('EXPIRE', KEYS[2], ARGV[3])
+local answer = {tonumber(fence), tonumber(s[3] or 0), tonumber(s[4] or 0)}
+if tostring(fence) ~= ARGV[4] then
+  for _, turn in ipairs(redis.call('LRANGE', KEYS[3], -tonumber(ARGV[5]), -1)) do answer[#answer + 1] = turn end
+end
+return answer`;
+
+/**
+ * Prolongs a lock, or takes it again when it ran out and nobody else came.
+ * KEYS lock, session  ARGV owner, leaseMs. Returns 1 or 0 (lost).
+ */
+export const RENEW = `
+local owner = redis.call('GET', KEYS[1])
+if owner == ARGV[1] or (not owner and redis.call('HGET', KEYS[2], 'holder') == ARGV[1]) then
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+  return 1
+end
+return 0`;
+
+/** KEYS lock  ARGV owner. Returns 1 when it was released. */
+export const RELEASE = `
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0`;
+
+/**
+ * Appends one turn exactly once and gives the lock back.
+ * KEYS conversation, session, seen, lock, idempotency
+ * ARGV turn JSON, id, owner, base seq ("" = unknown), epoch ("" = any), ttlSeconds, nowMs, maxTurns,
+ *      channel, user, replica, answer JSON ("" = no idempotency key), answer ttl, fenced ("1" = only as the holder)
+ * Returns {status, seq, late}: committed | duplicate | fenced | discarded (before a reset) | answered (key used).
+ */
+export const COMMIT = `
+local seq = redis.call('ZSCORE', KEYS[3], ARGV[2])
+if seq then
+  redis.call('EXPIRE', KEYS[3], ARGV[6])
+  if redis.call('GET', KEYS[4]) == ARGV[3] then redis.call('DEL', KEYS[4]) end
+  return {'duplicate', tonumber(seq), 0}
+end
+local s = redis.call('HMGET', KEYS[2], 'holder', 'epoch', 'turns')
+if ARGV[5] ~= '' and (s[2] or '0') ~= ARGV[5] then return {'discarded', 0, 0} end
+if ARGV[12] ~= '' then
+  local answer = redis.call('GET', KEYS[5])
+  if answer and cjson.decode(answer).state == 'done' then return {'answered', 0, 0} end
+end
+if ARGV[14] == '1' and s[1] ~= ARGV[3] then return {'fenced', 0, 0} end
+local late = ARGV[4] ~= '' and (s[3] or '0') ~= ARGV[4]
+seq = redis.call('HINCRBY', KEYS[2], 'turns', 1)
+redis.call('RPUSH', KEYS[1], '{"seq":' .. seq .. (late and ',"late":true,' or ',') .. string.sub(ARGV[1], 2))
+redis.call('LTRIM', KEYS[1], -tonumber(ARGV[8]), -1)
+redis.call('ZADD', KEYS[3], seq, ARGV[2])
+redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -2 * tonumber(ARGV[8]) - 1)
+redis.call('HSET', KEYS[2], 'channel', ARGV[9], 'user_id', ARGV[10], 'replica', ARGV[11], 'last_at', ARGV[7])
+redis.call('HSETNX', KEYS[2], 'first_at', ARGV[7])
+if late then redis.call('HINCRBY', KEYS[2], 'late', 1) end
+for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
+if ARGV[12] ~= '' then redis.call('SET', KEYS[5], ARGV[12], 'EX', ARGV[13]) end
+if redis.call('GET', KEYS[4]) == ARGV[3] then redis.call('DEL', KEYS[4]) end
+return {'committed', seq, late and 1 or 0}`;
+
+/** Forgets a conversation. KEYS conversation, session, seen  ARGV ttlSeconds. Returns the new epoch. */
+export const RESET = `
+redis.call('DEL', KEYS[1], KEYS[3])
+redis.call('HSET', KEYS[2], 'turns', 0)
+local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', 1)
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return epoch`;
+
+/** Keeps the newest turns. KEYS conversation, session  ARGV keep, ttlSeconds. Returns {before, after}. */
+export const COMPACT = `
+local before = redis.call('LLEN', KEYS[1])
+local keep = tonumber(ARGV[1])
+if keep == 0 then redis.call('DEL', KEYS[1]) else redis.call('LTRIM', KEYS[1], -keep, -1) end
+redis.call('HINCRBY', KEYS[2], 'compactions', 1)
+redis.call('EXPIRE', KEYS[2], ARGV[2])
+return {before, redis.call('LLEN', KEYS[1])}`;
+
+/**
+ * Claims something that must happen once: an idempotency key, a webhook message.
+ * KEYS claim  ARGV owner, leaseMs, fingerprint. Returns "" when claimed (or still ours), else the present value.
+ */
+export const CLAIM = `
+local present = redis.call('GET', KEYS[1])
+if present then
+  local value = cjson.decode(present)
+  if value.state ~= 'running' or value.owner ~= ARGV[1] then return present end
+end
+redis.call('SET', KEYS[1], cjson.encode({state = 'running', owner = ARGV[1], fingerprint = ARGV[3]}), 'PX', ARGV[2])
+return ''`;
+
+/** Gives a claim back, or settles it. KEYS claim  ARGV owner, final JSON ("" = give back), ttlSeconds. */
+export const SETTLE = `
+local present = redis.call('GET', KEYS[1])
+if present then
+  local value = cjson.decode(present)
+  if value.state == 'running' and value.owner ~= ARGV[1] then return 0 end
+  if value.state == 'done' and ARGV[2] == '' then return 0 end
+end
+if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1`;

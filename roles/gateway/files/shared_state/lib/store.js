@@ -1,0 +1,132 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import * as scripts from "./scripts.js";
+import { redisKeys } from "./keys.js";
+
+const MS_UNCONFIRMED = 50;
+
+/**
+ * What a turn sees when it starts.
+ * @typedef {{fence: number, epoch: number, seq: number, turns: import("./history.js").Turn[]|null}} View
+ *   turns is null when the caller already knows them (same fence)
+ */
+
+/** Conversations in Redis. Every method is one atomic script; all of them throw RedisAway when Redis is away. */
+export class Store {
+  #config; #link; #keys; #metrics;
+  #confirmed = true;
+
+  constructor({ config, link, metrics }) {
+    this.#config = config;
+    this.#link = link;
+    this.#metrics = metrics;
+    this.#keys = redisKeys(config.keyPrefix);
+  }
+
+  #eval(script, keys, args, options) {
+    return this.#link.run((client) => client.eval(script, keys.length, ...keys, ...args.map(String)), options);
+  }
+
+  /**
+   * Takes or keeps the conversation's lock and reads it.
+   * @returns {Promise<View|{busyMs: number}>}
+   */
+  async begin(conv, owner, knownFence = "", options = {}) {
+    const { session, lock, conversation } = this.#keys;
+    const [fence, ...rest] = await this.#eval(scripts.BEGIN, [lock(conv), session(conv), conversation(conv)],
+      [owner, this.#config.lockLeaseMs, this.#config.conversationTtlSeconds, knownFence, this.#config.maxTurns], options);
+    if (fence === 0) return { busyMs: rest[0] };
+    const [epoch, seq, ...turns] = rest;
+    return { fence, epoch, seq, turns: fence === knownFence ? null : turns.map((turn) => JSON.parse(turn)) };
+  }
+
+  /** Reads a conversation without its lock. @returns {Promise<View>} */
+  async read(conv) {
+    const { session, conversation } = this.#keys;
+    return this.#link.run(async (client) => {
+      const [epoch, seq] = await client.hmget(session(conv), "epoch", "turns");
+      const turns = await client.lrange(conversation(conv), -this.#config.maxTurns, -1);
+      return { fence: 0, epoch: Number(epoch ?? 0), seq: Number(seq ?? 0), turns: turns.map((turn) => JSON.parse(turn)) };
+    });
+  }
+
+  /** @returns {Promise<boolean>} false when the lock belongs to somebody else now */
+  async renew(conv, owner) {
+    const { lock, session } = this.#keys;
+    return await this.#eval(scripts.RENEW, [lock(conv), session(conv)], [owner, this.#config.lockLeaseMs], { once: true }) === 1;
+  }
+
+  async release(conv, owner) {
+    await this.#eval(scripts.RELEASE, [this.#keys.lock(conv)], [owner], { once: true });
+  }
+
+  /**
+   * Appends a turn exactly once and releases the lock.
+   * @param {{conv, owner: string, base: number|"", epoch: number|"", turn: object,
+   *          idempotency?: {key: string, answer: object}}} record
+   * @param {{fenced: boolean, once?: boolean}} options fenced: only while `owner` is the conversation's latest holder
+   * @returns {Promise<{status: string, seq: number, late: boolean, confirmed: boolean}>}
+   */
+  async commit({ conv, owner, base, epoch, turn, idempotency }, { fenced, once = false }) {
+    const { conversation, session, seen, lock, idempotency: idem } = this.#keys;
+    const { conversationTtlSeconds, maxTurns, replica, idempotencyTtlSeconds, waitReplicas, waitTimeoutMs } = this.#config;
+    const keys = [conversation(conv), session(conv), seen(conv), lock(conv), idem(conv, idempotency?.key ?? "")];
+    const args = [JSON.stringify(turn), turn.id, owner, base, epoch, conversationTtlSeconds, Date.now(), maxTurns,
+      conv.channel, conv.user, turn.replica ?? replica, idempotency ? JSON.stringify(idempotency.answer) : "",
+      idempotencyTtlSeconds, fenced ? "1" : ""].map(String);
+    // Where confirmations fail just now, a turn does not wait the whole time for one more failure.
+    const waitMs = this.#confirmed ? waitTimeoutMs : MS_UNCONFIRMED;
+    const [[status, seq, late], replicas] = await this.#link.run(async (client) => {
+      const pipeline = client.pipeline().eval(scripts.COMMIT, keys.length, ...keys, ...args);
+      if (waitReplicas > 0) pipeline.call("WAIT", String(waitReplicas), String(waitMs));
+      const answers = await pipeline.exec();
+      for (const [error] of answers) if (error) throw error;
+      return answers.map(([, value]) => value);
+    }, { client: "commits", once });
+    const confirmed = waitReplicas === 0 || replicas >= waitReplicas;
+    if (status === "committed" || status === "duplicate") this.#confirmed = confirmed;
+    if (status === "committed") this.#metrics.add("turns_committed");
+    if (late) this.#metrics.add("turns_late");
+    return { status, seq, late: Boolean(late), confirmed };
+  }
+
+  async reset(conv, options = {}) {
+    const { conversation, session, seen } = this.#keys;
+    await this.#eval(scripts.RESET, [conversation(conv), session(conv), seen(conv)],
+      [this.#config.conversationTtlSeconds], options);
+  }
+
+  /** Keeps the newest `keep` turns. @returns {Promise<{before: number, after: number}>} */
+  async compact(conv, keep) {
+    const { conversation, session } = this.#keys;
+    const [before, after] = await this.#eval(scripts.COMPACT, [conversation(conv), session(conv)],
+      [keep, this.#config.conversationTtlSeconds]);
+    return { before, after };
+  }
+
+  /**
+   * Claims a key for one owner.
+   * @returns {Promise<null|{state: string, owner?: string, fingerprint?: string}>} null = claimed, else its value
+   */
+  async claim(key, owner, leaseMs, fingerprint = "", options = {}) {
+    const present = await this.#eval(scripts.CLAIM, [key], [owner, leaseMs, fingerprint], options);
+    return present === "" ? null : JSON.parse(present);
+  }
+
+  /** Gives a claim back (value null), or stores its outcome for ttlSeconds. */
+  async settle(key, owner, value, ttlSeconds, options = {}) {
+    await this.#eval(scripts.SETTLE, [key], [owner, value ? JSON.stringify(value) : "", ttlSeconds], options);
+  }
+
+  idempotencyKey(conv, key) { return this.#keys.idempotency(conv, key); }
+  dedupeKey(parts) { return this.#keys.dedupe(parts); }
+
+  /** Writes this replica's counters. */
+  async writeMetrics(fields) {
+    const key = this.#keys.metrics(this.#config.replica);
+    await this.#link.run((client) => client.multi().hset(key, fields).expire(key, this.#config.metricsTtlSeconds).exec(),
+      { once: true });
+  }
+}

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.openclaw.ha.plugins.module_utils import replica, systemd
+
+RUNNING = {
+    "LoadState": "loaded",
+    "ActiveState": "active",
+    "UnitFileState": "enabled",
+    "NeedDaemonReload": "no",
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "running", "verbs"),
+    [
+        ({}, "new", []),
+        ({}, "old", ["restart"]),
+        ({}, "", ["restart"]),
+        ({"NeedDaemonReload": "yes"}, "new", ["daemon-reload"]),
+        ({"NeedDaemonReload": "yes"}, "old", ["daemon-reload", "restart"]),
+        ({"UnitFileState": "disabled"}, "new", ["enable"]),
+        ({"ActiveState": "inactive"}, "", ["start"]),
+        ({"ActiveState": "activating"}, "", ["restart"]),
+        ({"ActiveState": "activating"}, "new", ["restart"]),
+        ({"ActiveState": "failed"}, "", ["reset-failed", "start"]),
+        ({"LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""}, "", ["daemon-reload", "enable", "start"]),
+    ],
+)
+def test_plan(change, running, verbs):
+    assert replica.plan({**RUNNING, **change}, running, "new") == verbs
+
+
+def test_plan_where_systemd_knows_nothing():
+    assert replica.plan({}, "", "new") == ["daemon-reload", "enable", "start"]
+
+
+PARTS = st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=5)), max_size=4)
+
+
+@given(PARTS, PARTS, st.binary(max_size=4))
+def test_a_generation_tells_contents_apart(one, other, key):
+    assert (replica.generation(key, one) == replica.generation(key, other)) == (sorted(one) == sorted(other))
+
+
+def test_a_generation_depends_on_the_key():
+    assert replica.generation(b"a", []) != replica.generation(b"b", [])
+
+
+def test_running_generation():
+    environ = b"PATH=/bin\0OPENCLAW_HA_GENERATION=abc\0X=OPENCLAW_HA_GENERATION=no\0"
+    assert replica.running_generation(environ) == "abc"
+    assert replica.running_generation(b"") == replica.running_generation(b"PATH=/bin\0") == ""
+
+
+def test_complaints():
+    assert replica.complaints(0, '{"valid": true, "warnings": [{"path": "a", "message": "b"}]}', "") == []
+    invalid = json.dumps({"valid": False, "issues": [{"path": "a.b", "message": "expected number"}, {"path": "c", "message": "d"}]})
+    assert replica.complaints(1, invalid, "") == ["a.b: expected number", "c: d"]
+
+
+@pytest.mark.parametrize(("rc", "out", "err"), [(1, "", ""), (0, "", ""), (0, "{}", ""), (1, '{"valid": true}', ""), (134, "", "Aborted")])
+def test_a_check_that_does_not_say_valid_is_a_complaint(rc, out, err):
+    found = replica.complaints(rc, out, err)
+    assert len(found) == 1 and found[0]
+
+
+class Commands:
+    """Stands for run_command: answers by the first words, remembers what was asked."""
+
+    def __init__(self, **answers):
+        self.answers, self.asked = answers, []
+
+    def __call__(self, words):
+        self.asked.append(words)
+        return self.answers.get(words[1] if words[0] == "systemctl" else words[0], (0, "", ""))
+
+
+def test_journal_shows_the_latest_start_only():
+    commands = Commands(show=(0, "InvocationID=abc\nMainPID=0\n", ""), journalctl=(0, "one\ntwo\n", ""))
+    assert systemd.Units(commands).journal("x@1.service", 30) == "one\ntwo"
+    words = ["journalctl", "_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc", "-n", "30", "--no-pager", "-o", "cat"]
+    assert commands.asked[-1] == words
+
+
+def test_journal_of_a_unit_that_never_started():
+    commands = Commands(show=(0, "InvocationID=\n", ""), journalctl=(1, "", "No journal files were found."))
+    assert systemd.Units(commands).journal("x@1.service", 5) == "No journal files were found."
+    assert commands.asked[-1][1:3] == ["-u", "x@1.service"]
+
+
+def test_show_without_systemd():
+    assert systemd.Units(Commands(show=(1, "", "Failed to connect to bus"))).show("x.service") == {}
+
+
+def test_a_failed_verb_keeps_systemds_words():
+    units = systemd.Units(Commands(restart=(1, "", "Job for x.service failed.\n")))
+    with pytest.raises(systemd.SystemdError, match="^systemctl restart -- x.service: Job for x.service failed.$"):
+        units.do("restart", "--", "x.service")
