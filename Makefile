@@ -12,7 +12,7 @@ up: ## from nothing to a running cluster on this machine
 	@python -m lab up $(CLUSTER)
 
 status: ## what runs where, and how it is
-	@python -m lab playbook $(CLUSTER) playbooks/status.yml $(if $(FORMAT),--extra-vars status_format=$(FORMAT))
+	@python -m lab status $(CLUSTER) $(if $(filter json,$(FORMAT)),--json)
 
 down: ## remove the cluster, nothing else
 	@python -m lab destroy $(CLUSTER)

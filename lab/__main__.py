@@ -5,23 +5,24 @@ import os
 import sys
 
 from .cluster import ROOT, Cluster
-from .demo import topology, up, write_env
+from .demo import status, topology, up, write_env
 from .shell import LabError, say
 
 
 def main():
     """Run one command; a fault that a person must act on is one message and exit code 1."""
     parser = argparse.ArgumentParser(prog="lab", description="Test hosts for openclaw.ha: containers with systemd on this machine.")
-    parser.add_argument("command", choices=("up", "create", "env", "playbook", "destroy"))
+    parser.add_argument("command", choices=("up", "status", "create", "playbook", "destroy"))
     parser.add_argument("cluster", nargs="?", default="demo", help="a name from lab/clusters.json (default: demo)")
     arguments, rest = parser.parse_known_args()
     try:
         cluster = Cluster(arguments.cluster)
         if arguments.command == "up":
             up(cluster)
+        elif arguments.command == "status":
+            status(cluster, as_json="--json" in rest)
         elif arguments.command == "create":
             cluster.create()
-        elif arguments.command == "env":
             write_env(cluster, topology(cluster))
         elif arguments.command == "playbook":
             command = [str(ROOT / ".venv/bin/ansible-playbook"), *cluster.inventories, *rest]

@@ -7,6 +7,8 @@ import shlex
 import urllib.error
 import urllib.request
 
+from plugins.module_utils.status import columns, roles_of, units_of
+from plugins.module_utils.status import table as render
 from plugins.module_utils.topology import build
 
 from .cluster import ROOT, write_private
@@ -20,12 +22,15 @@ def converge(cluster, *options):
     """Run ``site.yml`` on the cluster, showing the plays as they pass."""
 
     def show(line):
-        if line.startswith("PLAY [") or "ok=" in line:
-            return line.rstrip("* ")
-        return None
+        return line.rstrip("* ") if line.startswith("PLAY [") or "ok=" in line else None
 
-    command = [ROOT / ".venv/bin/ansible-playbook", *cluster.inventories, *options, ROOT / "playbooks/site.yml"]
-    run_logged(command, cluster.directory / "site.log", show, cwd=ROOT, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
+    playbook(cluster, "site", *options, show=show)
+
+
+def playbook(cluster, name, *options, show=lambda line: None):
+    """Run a playbook of the collection with its output in ``<name>.log``."""
+    command = [ROOT / ".venv/bin/ansible-playbook", *cluster.inventories, *options, ROOT / f"playbooks/{name}.yml"]
+    run_logged(command, cluster.directory / f"{name}.log", show, cwd=ROOT, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
 
 
 def topology(cluster):
@@ -51,21 +56,20 @@ def write_env(cluster, built):
 
 def table(cluster, built):
     """One row a host: container, address, roles, units."""
-    units = {
-        "openclaw_balancers": ("balancer", ["haproxy"]),
-        "openclaw_redis": ("redis", ["redis-server"]),
-        "openclaw_sentinels": ("sentinel", ["redis-sentinel"]),
-        "openclaw_ollama": ("ollama", ["ollama"]),
-    }
     rows = [("host", "container", "address", "roles", "units")]
     for name, host in built["hosts"].items():
-        replicas = [replica["unit"].removesuffix(".service") for replica in built["replicas"] if replica["host"] == name]
-        present = [units[group] for group in host["groups"] if group in units]
-        roles = [role for role, _ in present] + (["gateway"] if replicas else [])
-        running = [unit for _, names in present for unit in names] + replicas
-        rows.append((name, cluster.container(name), host["address"], " ".join(sorted(roles)), " ".join(running)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+        units = " ".join(unit.removesuffix(".service") for unit in units_of(built, name))
+        rows.append((name, cluster.container(name), host["address"], " ".join(roles_of(built, name)), units))
+    return "\n".join(columns(rows))
+
+
+def status(cluster, as_json):
+    """Run ``status.yml`` and print what it found, as a table or as JSON."""
+    path = cluster.directory / "status.json"
+    path.unlink(missing_ok=True)
+    playbook(cluster, "status", "--extra-vars", f"status_json={path}")
+    found = json.loads(path.read_text())
+    print(json.dumps(found, indent=2) if as_json else "\n".join(render(found)))
 
 
 def send(address, token, conversation, message):

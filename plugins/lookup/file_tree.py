@@ -12,7 +12,8 @@ version_added: "0.1.0"
 author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
-  - Returns what M(openclaw.ha.file_tree) writes, so that a directory reaches a host in one task however many files it holds.
+  - Returns what M(openclaw.ha.file_tree) writes, so that a directory reaches a host in one task however many files it
+    holds.
   - Symbolic links are followed when they lead to a file, and refused when they lead to a directory.
 options:
   _terms:
@@ -60,7 +61,9 @@ def read_tree(root, exclude):
         names[:] = sorted(set(names) - set(exclude))
         for name in names:
             if os.path.islink(os.path.join(directory, name)):
-                raise ValueError(f"{os.path.join(directory, name)} is a link to a directory; put the directory itself there.")
+                raise ValueError(
+                    f"{os.path.join(directory, name)} is a link to a directory; put the directory itself there."
+                )
         for name in sorted(set(files) - set(exclude)):
             full = os.path.join(directory, name)
             with open(full, "rb") as stream:

@@ -17,7 +17,7 @@ TOKEN_VARIABLE = "OPENCLAW_GATEWAY_TOKEN_HA"
 REDIS_VARIABLE = "OPENCLAW_HA_REDIS_PASSWORD"
 SENTINEL_VARIABLE = "OPENCLAW_HA_SENTINEL_PASSWORD"
 
-#: Provider type -> OpenClaw's name of the protocol and the defaults of an entry (seconds, tries after the first, tokens).
+#: Provider type -> OpenClaw's name of the protocol, and defaults of an entry (seconds, tries after the first, tokens).
 PROVIDER_TYPES = {
     "openai-compatible": {
         "api": "openai-completions",
@@ -329,8 +329,8 @@ def config(replica, topology, options):
 
     :param replica: an entry of ``topology["replicas"]``
     :param topology: see module_utils/topology.py
-    :param options: dict with providers, tools_deny, extra_config, turn_timeout (s), conversation_ttl (s), skills (path),
-        plugin (path), state, workspace and spool (the replica's own paths)
+    :param options: dict with providers, tools_deny, extra_config, turn_timeout (s), conversation_ttl (s),
+        skills, plugin, state, workspace and spool (the replica's own paths)
     :raises GatewayConfigError: when an address or a provider cannot be used
     """
     chain = provider_chain(options["providers"], topology, replica)
@@ -365,7 +365,7 @@ def config(replica, topology, options):
             }
         },
         "session": {"dmScope": "per-channel-peer"},
-        # Reading stays within workspace and skills: a gateway's environment and configuration are no business of a model.
+        # Reading stays within workspace and skills: a gateway's environment is no business of a model.
         "tools": {"deny": list(options["tools_deny"]), "fs": {"workspaceOnly": True}},
         # Bundled skills come and go with what is installed on a host, so replicas would differ: only ours are offered.
         "skills": {
@@ -388,7 +388,9 @@ def config(replica, topology, options):
                     "hooks": {"allowConversationAccess": True},
                     "config": {
                         "replica": replica["id"],
-                        "sentinels": [{"host": node["address"], "port": node["port"]} for node in topology["sentinels"]],
+                        "sentinels": [
+                            {"host": node["address"], "port": node["port"]} for node in topology["sentinels"]
+                        ],
                         "monitorName": topology["monitor"]["name"],
                         "keyPrefix": "oc:",
                         "conversationTtlSeconds": int(options["conversation_ttl"]),

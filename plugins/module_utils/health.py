@@ -87,7 +87,9 @@ def unit_failure(state):
         return ""
     if state.get("ExecMainStatus") == str(UNUSABLE):
         return f"it exited with status {UNUSABLE}: configuration or state is unusable, and systemd does not try again"
-    return f"systemd gave it up (result {state.get('Result', 'unknown')}, exit status {state.get('ExecMainStatus', '?')})"
+    return (
+        f"systemd gave it up (result {state.get('Result', 'unknown')}, exit status {state.get('ExecMainStatus', '?')})"
+    )
 
 
 def failure_message(replica_id, url, seconds, last, given_up, unit, journal):

@@ -39,12 +39,18 @@ def error(out, err, rc):
         code, summary = str(told.get("code") or ""), str(told.get("summary") or "")
     except (ValueError, AttributeError):
         pass
-    words = [re.sub(r"^npm (error|ERR!) ?", "", line).strip() for line in err.splitlines() if re.match("npm (error|ERR!)", line)]
+    words = [
+        re.sub(r"^npm (error|ERR!) ?", "", line).strip()
+        for line in err.splitlines()
+        if re.match("npm (error|ERR!)", line)
+    ]
     if not code:
         code = next((line.split()[1] for line in words if re.fullmatch(r"code \S+", line)), "")
     if not summary:
         noise = re.compile(r"(code|errno|syscall|path|\d{3}$) |at |A complete log|[{}]|$")
-        summary = " ".join([line for line in words if not noise.match(line)][:3]) or err.strip()[-300:] or out.strip()[-300:]
+        summary = (
+            " ".join([line for line in words if not noise.match(line)][:3]) or err.strip()[-300:] or out.strip()[-300:]
+        )
     summary = re.sub(r"\s+", " ", summary)[:300].rstrip(". ")
     text = ": ".join(part for part in (code, summary) if part) or f"npm ended with status {rc} and said nothing"
     hint = _HINTS.get(code)
@@ -60,7 +66,11 @@ def version_key(version):
     """Sort key: numeric parts first, and a pre-release before its release."""
     main, dash, suffix = str(version).partition("-")
     parts = tuple(int(part) if part.isdigit() else -1 for part in main.split("."))
-    rest = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[.-]", suffix)) if dash else ()
+    rest = (
+        tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"[.-]", suffix))
+        if dash
+        else ()
+    )
     return parts, not dash, rest
 
 

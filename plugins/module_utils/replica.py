@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Whether a replica's process runs what it should, and what has to be done about it. Pure.
 
-A process carries the *generation* it was started with in its environment: a digest over everything it read at its start.
+A process carries the *generation* it was started with in its environment: a digest over everything it read then.
 Comparing it with the wanted one tells even after an interrupted run which processes are behind, where "did this task
 change a file" would have forgotten.
 """

@@ -5,23 +5,37 @@
 
 from __future__ import annotations
 
-UNITS = {
-    "openclaw_balancers": "haproxy.service",
-    "openclaw_redis": "redis-server.service",
-    "openclaw_sentinels": "redis-sentinel.service",
-    "openclaw_ollama": "ollama.service",
+#: Group of the inventory -> what its hosts are there for, and the unit that does it (a gateway has one for each replica).
+ROLES = {
+    "openclaw_balancers": ("balancer", "haproxy.service"),
+    "openclaw_gateways": ("gateway", None),
+    "openclaw_redis": ("redis", "redis-server.service"),
+    "openclaw_sentinels": ("sentinel", "redis-sentinel.service"),
+    "openclaw_ollama": ("ollama", "ollama.service"),
 }
 
 
 def units_of(topology, host):
     """Names of the systemd units that a host should run, sorted."""
-    units = [UNITS[group] for group in topology["hosts"][host]["groups"] if group in UNITS]
+    units = [ROLES[group][1] for group in topology["hosts"][host]["groups"] if ROLES[group][1]]
     return sorted(units + [replica["unit"] for replica in topology["replicas"] if replica["host"] == host])
+
+
+def probes_of(topology, host):
+    """What ``gateway_health`` should probe on a host: its own replicas, by the loopback address.
+
+    A balancer may share the host, and a gateway refuses a request from a trusted proxy that names no client.
+    """
+    return [
+        {"id": replica["id"], "address": "127.0.0.1", "port": replica["port"], "unit": replica["unit"]}
+        for replica in topology["replicas"]
+        if replica["host"] == host
+    ]
 
 
 def roles_of(topology, host):
     """What a host is there for, in words, sorted."""
-    return sorted(group.removeprefix("openclaw_").removesuffix("s") for group in topology["hosts"][host]["groups"])
+    return sorted(ROLES[group][0] for group in topology["hosts"][host]["groups"])
 
 
 def status(topology, answers):

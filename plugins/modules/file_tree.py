@@ -14,8 +14,8 @@ author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
   - Writes all files of a directory in one task, and removes what else is in it.
-  - Everything belongs to root and is readable by all. Each file is replaced as a whole, and the directory itself stays the same one, so
-    that mounts and watchers of it see the change.
+  - Everything belongs to root and is readable by all. Each file is replaced as a whole, and the directory itself
+    stays the same one, so that mounts and watchers of it see the change.
 options:
   path:
     description: The directory.
@@ -78,22 +78,27 @@ def ancestors(name):
 
 
 def compare(path, wanted, keep):
-    """What differs between a directory and ``wanted`` (relative path -> bytes); returns (to write, to remove), sorted."""
+    """What differs between a directory and ``wanted`` (relative path -> bytes): (to write, to remove), sorted."""
     directories = {above for name in wanted for above in ancestors(name)}
-    remove = []
+    remove = []  # a link to a directory goes too, and what was seen through it has to be written
     for directory, names, files in os.walk(path):
         here = os.path.relpath(directory, path)
         found = {
-            os.path.normpath(os.path.join(here, name)): name in names and not os.path.islink(os.path.join(directory, name))
+            os.path.normpath(os.path.join(here, name)): name in names
+            and not os.path.islink(os.path.join(directory, name))
             for name in [*names, *files]
             if here != "." or name not in keep
         }
         entered = [where for where, is_directory in found.items() if is_directory and where in directories]
-        remove += [
-            where for where, is_directory in found.items() if where not in (entered if is_directory else wanted)
-        ]
+        remove += [where for where, is_directory in found.items() if where not in (entered if is_directory else wanted)]
         names[:] = [os.path.basename(where) for where in entered]
-    return sorted(name for name in wanted if not holds(os.path.join(path, name), wanted[name])), sorted(remove)
+    gone = set(remove)
+    missing = [
+        name
+        for name, content in wanted.items()
+        if not gone.isdisjoint(ancestors(name)) or not holds(os.path.join(path, name), content)
+    ]
+    return sorted(missing), sorted(remove)
 
 
 def holds(path, content):
@@ -140,7 +145,9 @@ def main():
     wanted = {}
     for name, text in module.params["files"].items():
         if os.path.isabs(name) or os.path.normpath(name) != name or name.split("/")[0] in ("..", *keep):
-            module.fail_json(msg=f"files names {name!r}; it must be a plain path below {path}, and not in what is kept.")
+            module.fail_json(
+                msg=f"files names {name!r}; it must be a plain path below {path}, and not in what is kept."
+            )
         try:
             wanted[name] = base64.b64decode(text, validate=True)
         except ValueError:

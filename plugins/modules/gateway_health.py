@@ -15,7 +15,8 @@ author:
 description:
   - Probes gateway replicas side by side until each has answered healthily O(successes) times in a row.
   - A probe is judged by its JSON, because the gateway answers unknown paths with status 200.
-  - Stops waiting at once for a replica whose systemd unit has failed for good, and shows the last lines of that unit's journal.
+  - Stops waiting at once for a replica whose systemd unit has failed for good, and shows the last lines of that
+    unit's journal.
   - Never changes anything. In check mode it probes once and reports, without failing.
 options:
   replicas:
@@ -40,8 +41,8 @@ options:
         description: The replica's systemd unit, when it runs on the host where the module runs.
         type: str
   path:
-    description: The probe. C(/startupz) tells whether a replica takes traffic, C(/readyz) includes its channels, C(/healthz) tells only that it
-      lives, C(/api/v1/health) tells about Redis and Ollama too.
+    description: The probe. C(/startupz) tells whether a replica takes traffic, C(/readyz) includes its channels,
+      C(/healthz) tells only that it lives, C(/api/v1/health) tells about Redis and Ollama too.
     type: str
     choices: [/startupz, /readyz, /healthz, /api/v1/health]
     default: /startupz

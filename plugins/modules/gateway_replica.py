@@ -13,11 +13,13 @@ version_added: "0.1.0"
 author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
-  - Writes the replica's configuration, environment and settings, makes its directories, enables its unit and sees to it that the process
-    which runs was started with all of that.
-  - A process carries a digest of everything it was started with. The unit is restarted when that differs from what is on the disk, so a
-    change made by an earlier, interrupted run is not forgotten. A restart waits until the gateway has finished the turns it was answering.
-  - A configuration that the release itself calls invalid is refused before anything is touched, so a replica that runs goes on running.
+  - Writes the replica's configuration, environment and settings, makes its directories, enables its unit and sees to
+    it that the process which runs was started with all of that.
+  - A process carries a digest of everything it was started with. The unit is restarted when that differs from what is
+    on the disk, so a change made by an earlier, interrupted run is not forgotten. A restart waits until the gateway
+    has finished the turns it was answering.
+  - A configuration that the release itself calls invalid is refused before anything is touched, so a replica that
+    runs goes on running.
   - It does not wait for the replica to get healthy; M(openclaw.ha.gateway_health) does.
 options:
   id:
@@ -50,8 +52,8 @@ options:
     type: str
     default: openclaw
   validate:
-    description: Command that checks a configuration, without its arguments C(config validate --json); it runs as O(user). Nothing is checked
-      where the command does not exist yet, as in check mode on a fresh host.
+    description: Command that checks a configuration, without its arguments C(config validate --json); it runs as
+      O(user). Nothing is checked where the command does not exist yet, as in check mode on a fresh host.
     type: list
     elements: str
     default: []
@@ -67,7 +69,8 @@ options:
     type: dict
     default: {}
   inputs:
-    description: Files and directories that the process reads at its start. Directories C(node_modules) in them count by their checksum.
+    description: Files and directories that the process reads at its start. Directories C(node_modules) in them count
+      by their checksum.
     type: list
     elements: path
     default: []
@@ -180,7 +183,12 @@ class Disk:
             before = read(path)
         except (FileNotFoundError, NotADirectoryError):
             pass
-        if seen is not None and stat.S_ISREG(seen.st_mode) and before == content and _attributes(seen) == (mode, *owner):
+        if (
+            seen is not None
+            and stat.S_ISREG(seen.st_mode)
+            and before == content
+            and _attributes(seen) == (mode, *owner)
+        ):
             return
         self.touched.append(path)
         self.diffs.append(
@@ -253,7 +261,11 @@ def check(config, command, user, environment, module):
             stream.write(config)
         for name in (directory, path):
             os.chown(name, account.pw_uid, account.pw_gid)
-        places = {"OPENCLAW_CONFIG_PATH": path, "OPENCLAW_STATE_DIR": os.path.join(directory, "state"), "HOME": directory}
+        places = {
+            "OPENCLAW_CONFIG_PATH": path,
+            "OPENCLAW_STATE_DIR": os.path.join(directory, "state"),
+            "HOME": directory,
+        }
         words = [module.get_bin_path("runuser", True), "-u", user, "--", *command, "config", "validate", "--json"]
         found = replica.complaints(*module.run_command(words, environ_update={**environment, **places}, cwd=directory))
     if found:
@@ -358,8 +370,8 @@ def main():
         module.fail_json(msg=f"Replica {params['id']}: this host has no user and group {params['user']}.")
     except InvalidConfig as error:
         module.fail_json(
-            msg=f"Replica {params['id']}: OpenClaw does not accept the configuration: {error}. Nothing was changed; mend "
-            f"gateway_extra_config."
+            msg=f"Replica {params['id']}: OpenClaw does not accept the configuration: {error}. Nothing was changed; "
+            "mend gateway_extra_config."
         )
     except gateway_config.GatewayConfigError as error:
         module.fail_json(msg=f"Replica {params['id']}: {error}")

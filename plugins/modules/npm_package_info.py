@@ -13,7 +13,8 @@ version_added: "0.1.0"
 author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
-  - Asks the npm registry that the host's npm is configured for. Changes nothing and never fails because of what the registry says.
+  - Asks the npm registry that the host's npm is configured for. Changes nothing and never fails because of what the
+    registry says.
 options:
   name:
     description: Name of the package.
@@ -86,7 +87,7 @@ from ansible_collections.openclaw.ha.plugins.module_utils import npm
 
 
 def find(executable, candidates):
-    """The npm to use, or an empty text: the named one, else the newest match of the first fitting pattern, else PATH."""
+    """The npm to use, or an empty text: the named one, else the newest match of the first pattern, else PATH's."""
     if executable:
         return executable if os.access(executable, os.X_OK) else ""
     for pattern in candidates:
@@ -97,7 +98,10 @@ def find(executable, candidates):
 
 
 def inquire(name, version, view):
-    """Ask the registry; ``view(*words)`` runs ``npm view`` and returns (rc, out, err). Returns (available, reason, newest)."""
+    """Ask the registry through ``view(*words)``, which runs ``npm view`` and returns (rc, out, err).
+
+    :returns: (available, reason, newest versions)
+    """
     rc, out, err = view(f"{name}@{version}", "version", "--json")
     # Older npm answers with success and nothing when no version matches.
     if rc == 0 and version in out:
@@ -135,7 +139,9 @@ def main():
     params = module.params
     executable = find(params["executable"], params["candidates"])
     if not executable:
-        reason = f"Whether {params['name']} {params['version']} exists could not be asked: there is no npm on this host yet."
+        reason = (
+            f"Whether {params['name']} {params['version']} exists could not be asked: there is no npm on this host yet."
+        )
         module.exit_json(changed=False, available="unknown", reason=reason, newest=[], executable="")
     # One quick try: a host without a way to the registry must not hold up everything else for minutes.
     flags = ["--fetch-retries=0", "--fetch-timeout=15000", "--loglevel=error"]

@@ -13,11 +13,12 @@ version_added: "0.1.0"
 author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
-  - With O(package) and O(version), installs that version below a directory of its own and proves it by running the package's own command
-    with C(--version).
-  - Without them, installs what the C(package-lock.json) in O(path) pins into C(node_modules) beside it, once for each content of that file.
-  - npm works in a directory beside the target, which takes its place only when everything succeeded. An interrupted installation is
-    therefore never mistaken for a complete one, and a running program keeps what it started with.
+  - With O(package) and O(version), installs that version below a directory of its own and proves it by running the
+    package's own command with C(--version).
+  - Without them, installs what the C(package-lock.json) in O(path) pins into C(node_modules) beside it, once for each
+    content of that file.
+  - npm works in a directory beside the target, which takes its place only when everything succeeded. An interrupted
+    installation is therefore never mistaken for a complete one, and a running program keeps what it started with.
 options:
   path:
     description: Directory of the release, or of the project.
@@ -167,7 +168,9 @@ class Package:
         told = re.findall(r"\d+(?:\.\d+)+[\w.-]*", out)
         if rc != 0 or self.version not in told:
             words = " ".join((out + " " + err).split())[-300:] or "nothing"
-            raise InstallError(f"{self.name} was installed, but does not run: it ended with status {rc} and said {words!r}.")
+            raise InstallError(
+                f"{self.name} was installed, but does not run: it ended with status {rc} and said {words!r}."
+            )
 
     def put(self):
         swap(self.work, self.path)
@@ -261,7 +264,9 @@ def main():
         try:
             install(thing, params, module.run_command)
         except InstallError as error:
-            module.fail_json(msg=f"Cannot install {thing.name} on {os.uname().nodename}: {error}", before=before, after=before)
+            module.fail_json(
+                msg=f"Cannot install {thing.name} on {os.uname().nodename}: {error}", before=before, after=before
+            )
         result["seconds"] = round(time.monotonic() - start, 1)
     module.exit_json(**result)
 

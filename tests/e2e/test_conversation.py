@@ -84,7 +84,7 @@ def test_redis_away_and_back(cluster, hosts, topology, user):
     journal = hosts[replica["host"]]
     turns = [f"{user} turn {number}" for number in range(1, 5)]
     cluster.reply(turns[0], user, via=via)
-    since = journal.check_output("date '+%%Y-%%m-%%d %%H:%%M:%%S'")
+    since = journal.check_output("date '+%Y-%m-%d %H:%M:%S'")
     servers = [hosts[node["host"]] for node in topology["redis"]]
     for host in servers:
         host.check_output("systemctl stop redis-sentinel redis-server")

@@ -52,7 +52,7 @@ def test_listening_sockets_are_exactly_the_expected_ones(hosts, topology):
         expected |= {(address, node["port"]) for node in topology["ollama"] if node["host"] == name}
         for node in topology["balancers"]:
             if node["host"] == name:
-                expected |= {("0.0.0.0", node["port"]), ("127.0.0.1", HAPROXY_METRICS)}
+                expected |= {(address, node["port"]), ("127.0.0.1", HAPROXY_METRICS)}
         lines = host.check_output("ss --no-header --listening --tcp --numeric").splitlines()
         found = {(where, int(port)) for where, port in (line.split()[3].rsplit(":", 1) for line in lines)}
         found = {(where, port) for where, port in found if where != "127.0.0.11"}  # Docker's name server

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from ansible_collections.openclaw.ha.plugins.module_utils import gateway_config as pure
 from ansible_collections.openclaw.ha.plugins.module_utils import topology
 
-CLOUD = {"name": "Cloud LLM", "type": "openai-compatible", "endpoint": "https://llm.example/v1/", "model": "m-1", "api_key": "s3cret"}
+CLOUD = {
+    "name": "Cloud LLM",
+    "type": "openai-compatible",
+    "endpoint": "https://llm.example/v1/",
+    "model": "m-1",
+    "api_key": "s3cret",
+}
 OLLAMA = {"name": "ollama", "type": "ollama", "model": "llama3.2:1b"}
 DENY = ["write", "edit", "apply_patch", "group:runtime", "group:automation", "skill_workshop"]
 
@@ -18,7 +24,12 @@ DENY = ["write", "edit", "apply_patch", "group:runtime", "group:automation", "sk
 def cluster(**variables):
     names = ["node1", "node2", "node3"]
     hostvars = {name: {"topology_address": f"192.0.2.{number}", **variables} for number, name in enumerate(names, 11)}
-    groups = {"openclaw_gateways": names, "openclaw_redis": names, "openclaw_balancers": names[:2], "openclaw_ollama": names[1:]}
+    groups = {
+        "openclaw_gateways": names,
+        "openclaw_redis": names,
+        "openclaw_balancers": names[:2],
+        "openclaw_ollama": names[1:],
+    }
     return topology.build(groups, hostvars)
 
 
@@ -128,7 +139,10 @@ class TestProviders:
         assert cloud["baseUrl"] == "https://llm.example/v1"
         assert cloud["apiKey"] == {"source": "env", "provider": "default", "id": "OPENCLAW_PROVIDER_KEY_CLOUD_LLM"}
         assert (cloud["api"], cloud["timeoutSeconds"]) == ("openai-completions", 10)
-        assert (made["models"]["providers"]["ollama"]["api"], made["models"]["providers"]["ollama"]["timeoutSeconds"]) == ("ollama", 30)
+        assert (
+            made["models"]["providers"]["ollama"]["api"],
+            made["models"]["providers"]["ollama"]["timeoutSeconds"],
+        ) == ("ollama", 30)
 
     def test_own_ollama_hosts_the_nearest_first(self):
         top = cluster()
@@ -140,7 +154,9 @@ class TestProviders:
 
     def test_a_named_ollama_stays_alone(self):
         top = cluster()
-        chain = pure.provider_chain([{**OLLAMA, "endpoint": "http://10.0.0.1:11434", "timeout": 5}], top, top["replicas"][0])
+        chain = pure.provider_chain(
+            [{**OLLAMA, "endpoint": "http://10.0.0.1:11434", "timeout": 5}], top, top["replicas"][0]
+        )
         assert [(entry["endpoint"], entry["timeout"]) for entry in chain] == [("http://10.0.0.1:11434", 5)]
 
     @pytest.mark.parametrize(
@@ -195,7 +211,12 @@ class TestEnvironment:
         variables = pure.environment(cluster()["replicas"][0], options())
         assert variables["PATH"].startswith("/opt/openclaw/node/24.19.0/bin:")
         assert variables["OPENCLAW_RELEASE"] == "/opt/openclaw/releases/2026.9.6"
-        assert variables["OPENCLAW_CONFIG_READONLY"] == variables["OPENCLAW_NO_AUTO_UPDATE"] == variables["OPENCLAW_SKIP_CRON"] == "1"
+        assert (
+            variables["OPENCLAW_CONFIG_READONLY"]
+            == variables["OPENCLAW_NO_AUTO_UPDATE"]
+            == variables["OPENCLAW_SKIP_CRON"]
+            == "1"
+        )
 
     def test_secrets(self):
         assert pure.secrets([CLOUD, OLLAMA], "tok", "r", "s", {"BOT": "b", "OPENCLAW_GATEWAY_TOKEN_HA": "other"}) == {
@@ -212,7 +233,9 @@ class TestEnvironment:
     def test_a_shell_reads_back_what_was_written(self, tmp_path):
         value = "a b\"c'd$e`f\\g#h;i!~*é"
         (tmp_path / "env").write_text(pure.env_file({"VALUE": value}))
-        out = subprocess.run(["/bin/sh", "-c", '. "$0"; printf %s "$VALUE"', str(tmp_path / "env")], capture_output=True, check=True)
+        out = subprocess.run(
+            ["/bin/sh", "-c", '. "$0"; printf %s "$VALUE"', str(tmp_path / "env")], capture_output=True, check=True
+        )
         assert out.stdout.decode() == value
 
     @pytest.mark.parametrize("variables", [{"A": "x\ny"}, {"A": "\x00"}, {"1A": "x"}, {"A-B": "x"}, {"": "x"}])
@@ -282,7 +305,9 @@ class TestStateless:
     @pytest.mark.parametrize("replicas", [1, 3])
     def test_what_the_role_owns(self, path, value, replicas):
         found = pure.stateless_violations(nested(path, value), DENY, replicas)
-        assert len(found) == 1 and found[0].startswith(f"gateway_extra_config sets {path.replace('entries.one', 'entries.*')}")
+        assert len(found) == 1 and found[0].startswith(
+            f"gateway_extra_config sets {path.replace('entries.one', 'entries.*')}"
+        )
 
     @pytest.mark.parametrize(("path", "value"), WRONG)
     def test_what_would_run_or_differ_on_each_replica(self, path, value):
@@ -305,7 +330,10 @@ class TestStateless:
             ({"slack": {"mode": "http", "dm": {"policy": "allowlist"}}}, None),
             ({"slack": {"dmPolicy": "open"}}, "channels.slack, which allows one live connection"),
             ({"whatsapp": {"dmPolicy": "allowlist"}}, "channels.whatsapp, which allows one live connection"),
-            ({"line": {"dmPolicy": "open", "accounts": {"a": {"dmPolicy": "pairing"}}}}, "channels.line.accounts.a.dmPolicy"),
+            (
+                {"line": {"dmPolicy": "open", "accounts": {"a": {"dmPolicy": "pairing"}}}},
+                "channels.line.accounts.a.dmPolicy",
+            ),
             ({"line": {"dmPolicy": "open", "accounts": {"a": {}}}}, None),
             ({"defaults": {"groupPolicy": "open"}, "modelByChannel": {"x": {}}}, None),
         ],
@@ -339,7 +367,11 @@ class TestStateless:
         first = pure.stateless_violations(extra, [], 3)
         assert len(first) == 3 and first == pure.stateless_violations(extra, [], 3)
 
-    @given(st.recursive(st.none() | st.booleans() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=8))
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.text(), lambda inner: st.dictionaries(st.text(), inner), max_leaves=8
+        )
+    )
     def test_any_mapping_is_judged_without_an_error(self, extra):
         wrapped = {"channels": {"x": extra}, "agents": extra, "cron": extra}
         assert isinstance(pure.stateless_violations(wrapped, DENY, 3), list)

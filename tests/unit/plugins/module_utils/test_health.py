@@ -16,11 +16,23 @@ STARTED = {"ok": True, "status": "started", "version": "2026.9.6", "uptimeMs": 2
     [
         ("/startupz", 200, STARTED, True, "healthy"),
         ("/startupz", 200, {"ok": True, "status": "started"}, True, "healthy"),
-        ("/startupz", 503, {"ok": False, "status": "starting", "pendingReason": "sidecars"}, False, "pendingReason sidecars"),
+        (
+            "/startupz",
+            503,
+            {"ok": False, "status": "starting", "pendingReason": "sidecars"},
+            False,
+            "pendingReason sidecars",
+        ),
         ("/startupz", 503, {"ok": False, "status": "draining"}, False, "HTTP 503, status draining"),
         ("/startupz", 200, {"ok": True, "status": "live"}, False, "HTTP 200, status live"),
         ("/startupz", 503, STARTED, False, "HTTP 503"),
-        ("/startupz", 403, {"error": {"message": "Proxy client attribution is required", "type": "x"}}, False, "Proxy client"),
+        (
+            "/startupz",
+            403,
+            {"error": {"message": "Proxy client attribution is required", "type": "x"}},
+            False,
+            "Proxy client",
+        ),
         ("/startupz", 200, {}, False, "JSON that is not the probe's"),
         ("/readyz", 200, {"ready": True, "failing": []}, True, "healthy"),
         ("/readyz", 503, {"ready": False, "failing": ["telegram"]}, False, "failing: telegram"),
@@ -43,7 +55,11 @@ def test_status_200_without_the_json_is_not_healthy(text):
 def test_version():
     assert health.judge("/startupz", 200, json.dumps(STARTED), "2026.9.6").ok
     other = health.judge("/startupz", 200, json.dumps(STARTED), "2026.9.7")
-    assert (other.ok, other.version, other.seen) == (False, "2026.9.6", "healthy, but runs version 2026.9.6 instead of 2026.9.7")
+    assert (other.ok, other.version, other.seen) == (
+        False,
+        "2026.9.6",
+        "healthy, but runs version 2026.9.6 instead of 2026.9.7",
+    )
     assert health.judge("/startupz", 200, '{"ok": true, "status": "started"}', "2026.9.7").ok
 
 

@@ -75,7 +75,9 @@ def test_any_versions_can_be_ordered(versions):
 
 
 def test_environment():
-    made = npm.environment({"PATH": "/bin", "HOME": "/h"}, "/cache", {"NODE_EXTRA_CA_CERTS": "/ca.pem"}, "/opt/node/bin")
+    made = npm.environment(
+        {"PATH": "/bin", "HOME": "/h"}, "/cache", {"NODE_EXTRA_CA_CERTS": "/ca.pem"}, "/opt/node/bin"
+    )
     assert made["PATH"] == "/opt/node/bin:/bin" and made["npm_config_cache"] == "/cache"
     assert made["NODE_EXTRA_CA_CERTS"] == "/ca.pem" and "HOME" not in made
     assert npm.environment({}, "", {}, "/opt/node/bin")["HOME"] == "/root"

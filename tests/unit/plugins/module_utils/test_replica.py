@@ -29,7 +29,11 @@ RUNNING = {
         ({"ActiveState": "activating"}, "", ["restart"]),
         ({"ActiveState": "activating"}, "new", ["restart"]),
         ({"ActiveState": "failed"}, "", ["reset-failed", "start"]),
-        ({"LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""}, "", ["daemon-reload", "enable", "start"]),
+        (
+            {"LoadState": "not-found", "ActiveState": "inactive", "UnitFileState": ""},
+            "",
+            ["daemon-reload", "enable", "start"],
+        ),
     ],
 )
 def test_plan(change, running, verbs):
@@ -60,11 +64,15 @@ def test_running_generation():
 
 def test_complaints():
     assert replica.complaints(0, '{"valid": true, "warnings": [{"path": "a", "message": "b"}]}', "") == []
-    invalid = json.dumps({"valid": False, "issues": [{"path": "a.b", "message": "expected number"}, {"path": "c", "message": "d"}]})
+    invalid = json.dumps(
+        {"valid": False, "issues": [{"path": "a.b", "message": "expected number"}, {"path": "c", "message": "d"}]}
+    )
     assert replica.complaints(1, invalid, "") == ["a.b: expected number", "c: d"]
 
 
-@pytest.mark.parametrize(("rc", "out", "err"), [(1, "", ""), (0, "", ""), (0, "{}", ""), (1, '{"valid": true}', ""), (134, "", "Aborted")])
+@pytest.mark.parametrize(
+    ("rc", "out", "err"), [(1, "", ""), (0, "", ""), (0, "{}", ""), (1, '{"valid": true}', ""), (134, "", "Aborted")]
+)
 def test_a_check_that_does_not_say_valid_is_a_complaint(rc, out, err):
     found = replica.complaints(rc, out, err)
     assert len(found) == 1 and found[0]
@@ -84,7 +92,17 @@ class Commands:
 def test_journal_shows_the_latest_start_only():
     commands = Commands(show=(0, "InvocationID=abc\nMainPID=0\n", ""), journalctl=(0, "one\ntwo\n", ""))
     assert systemd.Units(commands).journal("x@1.service", 30) == "one\ntwo"
-    words = ["journalctl", "_SYSTEMD_INVOCATION_ID=abc", "+", "INVOCATION_ID=abc", "-n", "30", "--no-pager", "-o", "cat"]
+    words = [
+        "journalctl",
+        "_SYSTEMD_INVOCATION_ID=abc",
+        "+",
+        "INVOCATION_ID=abc",
+        "-n",
+        "30",
+        "--no-pager",
+        "-o",
+        "cat",
+    ]
     assert commands.asked[-1] == words
 
 

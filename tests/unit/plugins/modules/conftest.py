@@ -12,7 +12,9 @@ def run_module(capsys):
 
     def run(module, check=False, **arguments):
         capsys.readouterr()
-        with patch_module_args({**arguments, "_ansible_check_mode": check, "_ansible_diff": True}), pytest.raises(SystemExit):
+        with patch_module_args({**arguments, "_ansible_check_mode": check, "_ansible_diff": True}), pytest.raises(
+            SystemExit
+        ):
             module.main()
         return {"failed": False, **json.loads(capsys.readouterr().out)}
 

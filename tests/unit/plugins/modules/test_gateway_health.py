@@ -120,7 +120,9 @@ def test_never_healthy(gateway, gate, answer, seen):
     node = gateway(answer)
     result = gate(node.replica("node7-1"))
     assert result["failed"]
-    assert f"Replica node7-1 (http://127.0.0.1:{node.server.server_port}/startupz) is not healthy after" in result["msg"]
+    assert (
+        f"Replica node7-1 (http://127.0.0.1:{node.server.server_port}/startupz) is not healthy after" in result["msg"]
+    )
     assert seen in result["msg"] and not result["replicas"][0]["healthy"] and seen in result["replicas"][0]["seen"]
 
 

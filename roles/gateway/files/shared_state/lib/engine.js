@@ -11,6 +11,9 @@ import { closeGivenUpTurn } from "./transcript.js";
 export const ENGINE_ID = "shared-state";
 const LAST_COMPACTION = 3;
 
+/** Text as far as the gateway keeps it: it trims and folds white space. */
+const plain = (text) => (text ?? "").replace(/\s+/g, " ").trim();
+
 /**
  * The context engine of one logical turn: reads the conversation from Redis under its lock, and commits the turn to it.
  * Sessions that are no conversation pass through untouched.
@@ -87,17 +90,16 @@ export class TurnEngine {
     };
     try {
       if (!this.#locked || runtime.spool.blocks(conv.id)) return await this.#keep(runtime, record);
-      const { status, seq, confirmed } = await runtime.store.commit(record, { fenced: true });
+      const { status, seq, confirmed } = await runtime.store.commit(record, { mode: "next" });
       if (status === "fenced") return await this.#overtaken(runtime, record);
       this.#report(status);
+      this.#lock.forget();
       if (status === "answered") {
-        await this.#lock.release();
         runtime.metrics.add("turns_answered");
         log.warn(`A turn of ${conv.id} was not appended: its idempotency key was answered by another replica`);
       }
-      this.#lock.forget();
       if (status === "committed") runtime.remember(conv, { ...turn, seq });
-      if (!confirmed && status === "committed") {
+      if (!confirmed && status !== "answered") {
         runtime.metrics.add("turns_unconfirmed");
         await runtime.keep({ ...record, op: "confirm" });
       }
@@ -159,7 +161,7 @@ export class TurnEngine {
     runtime.reservations.delete(sessionKey);
     this.#lock = reservation.lock;
     // Another client's turn may have slipped in front of it: that one may use the lock, but is not its outcome.
-    if (!prompt?.includes(reservation.message)) return;
+    if (!plain(prompt).includes(plain(reservation.message))) return;
     reservation.adopted = true;
     this.#reservation = reservation;
   }

@@ -132,13 +132,19 @@ export class Link {
       if (this.#stopped) return;
       try {
         // A write, because a primary without enough replicas still answers PING.
-        await this.run((client) => client.hset(this.#heartbeatKey, "heartbeat_at", Date.now()), { once: true });
+        await this.run((client) => this.#beat(client), { once: true });
         this.#stuck = 0;
       } catch {
         this.#stuck += 1;
         if (this.#stuck % STUCK_PROBES === 0) this.#reconnect();
       }
     }
+  }
+
+  async #beat(client) {
+    const answers = await client.multi().hset(this.#heartbeatKey, "heartbeat_at", Date.now())
+      .expire(this.#heartbeatKey, this.#config.metricsTtlSeconds).exec();
+    for (const [error] of answers) if (error) throw error;
   }
 
   /** A vanished host leaves a connection that looks open for minutes: drop it. */

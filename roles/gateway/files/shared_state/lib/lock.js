@@ -37,7 +37,7 @@ export class ConversationLock {
   get view() { return this.#view; }
 
   /**
-   * Takes the lock or makes sure that it is still ours; when somebody else held it in between, the conversation is read
+   * Takes the lock or makes sure that it is still ours; when somebody else's turn came between, the conversation is read
    * again. Called at every assemble, so that a turn that was frozen past its lease goes on from what was said meanwhile.
    * @param {{waitMs: number, signal?: AbortSignal, once?: boolean}} options
    * @returns {Promise<import("./store.js").View>}
@@ -47,9 +47,9 @@ export class ConversationLock {
     const deadline = Date.now() + waitMs;
     for (;;) {
       signal?.throwIfAborted();
-      const view = await this.#store.begin(this.conv, this.owner, this.#view?.fence, { once });
+      const view = await this.#store.begin(this.conv, this.owner, this.#view, { once });
       if (!("busyMs" in view)) {
-        this.#view = { ...view, turns: view.turns ?? this.#view.turns };
+        this.#view = view;
         if (signal?.aborted) { await this.release(); signal.throwIfAborted(); }
         this.#startRenewal();
         return this.#view;

@@ -77,7 +77,7 @@ export class Replayer {
     const lock = new ConversationLock(this.#store, this.#config, conv, owner);
     try {
       await lock.acquire({ waitMs: 0, once: true });
-      const { status, seq, late, confirmed } = await this.#store.commit(record, { fenced: true, once: true });
+      const { status, seq, late, confirmed } = await this.#store.commit(record, { mode: "kept", once: true });
       if (status === "fenced") return false;
       if (status === "committed") {
         this.#metrics.add(op === "confirm" ? "turns_restored" : "turns_replayed");
@@ -88,7 +88,6 @@ export class Replayer {
         this.#metrics.add(`turns_${status}`);
         this.#log.warn(`A kept turn of ${conv.id} was not appended: ${status === "discarded"
           ? "the conversation was reset after it" : "its idempotency key was answered by another turn"}`);
-        await lock.release();
         return true;
       }
       // An appended turn that no replica confirmed stays on record until one does.

@@ -74,6 +74,7 @@ export class Runtime {
       replica: this.config.replica,
       version: this.version,
       started_at: this.startedAt,
+      heartbeat_at: Date.now(),
       spool_records: this.spool.size,
       spool_bytes: this.spool.bytes,
     }));

@@ -4,41 +4,34 @@
 
 // Lua scripts: each is one atomic step on one conversation. Common names:
 //   owner  who holds a lock: one turn of one replica, unique
-//   fence  counts the owners of a conversation; `holder` is the latest one, and only it may append without a flag
+//   seq    number of the latest turn; it only grows, and is the fencing token: a turn that saw seq may be appended
+//          while seq is still the latest and nobody else holds the lock
 //   epoch  counts resets; what was said before a reset never comes back
 
 /**
  * Takes or keeps the lock and reads the conversation. Idempotent by owner: a lost reply does not lock its sender out.
- * KEYS lock, session, conversation  ARGV owner, leaseMs, ttlSeconds, knownFence ("" = none), maxTurns
- * Returns {0, remaining ms} when another owner holds it, else {fence, epoch, seq, turns...}; turns only for a new fence.
+ * KEYS lock, session, conversation  ARGV owner, leaseMs, ttlSeconds, known "epoch:seq" ("" = none), maxTurns
+ * Returns {0, remaining ms} when another owner holds it, {1, epoch, seq} when nothing changed since the known state,
+ * else {2, epoch, seq, turns...}.
  */
 export const BEGIN = `
 local owner = redis.call('GET', KEYS[1])
 if owner and owner ~= ARGV[1] then return {0, redis.call('PTTL', KEYS[1])} end
-local s = redis.call('HMGET', KEYS[2], 'fence', 'holder', 'epoch', 'turns')
-local fence = s[1]
-if not fence or s[2] ~= ARGV[1] then
-  fence = redis.call('HINCRBY', KEYS[2], 'fence', 1)
-  redis.call('HSET', KEYS[2], 'holder', ARGV[1])
-end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('EXPIRE', KEYS[2], ARGV[3])
-local answer = {tonumber(fence), tonumber(s[3] or 0), tonumber(s[4] or 0)}
-if tostring(fence) ~= ARGV[4] then
-  for _, turn in ipairs(redis.call('LRANGE', KEYS[3], -tonumber(ARGV[5]), -1)) do answer[#answer + 1] = turn end
-end
+local s = redis.call('HMGET', KEYS[2], 'epoch', 'turns')
+local epoch, seq = s[1] or '0', s[2] or '0'
+if epoch .. ':' .. seq == ARGV[4] then return {1, tonumber(epoch), tonumber(seq)} end
+local answer = {2, tonumber(epoch), tonumber(seq)}
+for _, turn in ipairs(redis.call('LRANGE', KEYS[3], -tonumber(ARGV[5]), -1)) do answer[#answer + 1] = turn end
 return answer`;
 
 /**
- * Prolongs a lock, or takes it again when it ran out and nobody else came.
- * KEYS lock, session  ARGV owner, leaseMs. Returns 1 or 0 (lost).
+ * Prolongs a lock. It never takes one: a belated renewal of a turn that has ended must not lock anybody out.
+ * KEYS lock  ARGV owner, leaseMs. Returns 1 or 0 (lost).
  */
 export const RENEW = `
-local owner = redis.call('GET', KEYS[1])
-if owner == ARGV[1] or (not owner and redis.call('HGET', KEYS[2], 'holder') == ARGV[1]) then
-  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-  return 1
-end
+if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 0`;
 
 /** KEYS lock  ARGV owner. Returns 1 when it was released. */
@@ -50,24 +43,32 @@ return 0`;
  * Appends one turn exactly once and gives the lock back.
  * KEYS conversation, session, seen, lock, idempotency
  * ARGV turn JSON, id, owner, base seq ("" = unknown), epoch ("" = any), ttlSeconds, nowMs, maxTurns,
- *      channel, user, replica, answer JSON ("" = no idempotency key), answer ttl, fenced ("1" = only as the holder)
+ *      channel, user, replica, answer JSON ("" = no idempotency key), answer ttl, mode:
+ *      "next"  only as the turn after base, while nobody else holds the lock
+ *      "kept"  only under the lock; flagged late when others came between
  * Returns {status, seq, late}: committed | duplicate | fenced | discarded (before a reset) | answered (key used).
  */
 export const COMMIT = `
+local function unlock() if redis.call('GET', KEYS[4]) == ARGV[3] then redis.call('DEL', KEYS[4]) end end
 local seq = redis.call('ZSCORE', KEYS[3], ARGV[2])
 if seq then
   redis.call('EXPIRE', KEYS[3], ARGV[6])
-  if redis.call('GET', KEYS[4]) == ARGV[3] then redis.call('DEL', KEYS[4]) end
+  unlock()
   return {'duplicate', tonumber(seq), 0}
 end
-local s = redis.call('HMGET', KEYS[2], 'holder', 'epoch', 'turns')
-if ARGV[5] ~= '' and (s[2] or '0') ~= ARGV[5] then return {'discarded', 0, 0} end
+local s = redis.call('HMGET', KEYS[2], 'epoch', 'turns')
+local late = ARGV[4] ~= '' and (s[2] or '0') ~= ARGV[4]
+local owner = redis.call('GET', KEYS[4])
 if ARGV[12] ~= '' then
   local answer = redis.call('GET', KEYS[5])
-  if answer and cjson.decode(answer).state == 'done' then return {'answered', 0, 0} end
+  if answer and cjson.decode(answer).state == 'done' then unlock() return {'answered', 0, 0} end
 end
-if ARGV[14] == '1' and s[1] ~= ARGV[3] then return {'fenced', 0, 0} end
-local late = ARGV[4] ~= '' and (s[3] or '0') ~= ARGV[4]
+if ARGV[14] == 'next' then
+  if late or (owner and owner ~= ARGV[3]) then return {'fenced', 0, 0} end
+else
+  if owner ~= ARGV[3] then return {'fenced', 0, 0} end
+  if ARGV[5] ~= '' and (s[1] or '0') ~= ARGV[5] then unlock() return {'discarded', 0, 0} end
+end
 seq = redis.call('HINCRBY', KEYS[2], 'turns', 1)
 redis.call('RPUSH', KEYS[1], '{"seq":' .. seq .. (late and ',"late":true,' or ',') .. string.sub(ARGV[1], 2))
 redis.call('LTRIM', KEYS[1], -tonumber(ARGV[8]), -1)
@@ -78,13 +79,12 @@ redis.call('HSETNX', KEYS[2], 'first_at', ARGV[7])
 if late then redis.call('HINCRBY', KEYS[2], 'late', 1) end
 for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
 if ARGV[12] ~= '' then redis.call('SET', KEYS[5], ARGV[12], 'EX', ARGV[13]) end
-if redis.call('GET', KEYS[4]) == ARGV[3] then redis.call('DEL', KEYS[4]) end
+unlock()
 return {'committed', seq, late and 1 or 0}`;
 
 /** Forgets a conversation. KEYS conversation, session, seen  ARGV ttlSeconds. Returns the new epoch. */
 export const RESET = `
 redis.call('DEL', KEYS[1], KEYS[3])
-redis.call('HSET', KEYS[2], 'turns', 0)
 local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', 1)
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return epoch`;

@@ -9,8 +9,7 @@ const MS_UNCONFIRMED = 50;
 
 /**
  * What a turn sees when it starts.
- * @typedef {{fence: number, epoch: number, seq: number, turns: import("./history.js").Turn[]|null}} View
- *   turns is null when the caller already knows them (same fence)
+ * @typedef {{epoch: number, seq: number, turns: import("./history.js").Turn[]}} View
  */
 
 /** Conversations in Redis. Every method is one atomic script; all of them throw RedisAway when Redis is away. */
@@ -30,16 +29,19 @@ export class Store {
   }
 
   /**
-   * Takes or keeps the conversation's lock and reads it.
+   * Takes or keeps the conversation's lock and reads what is new.
+   * @param {View|null} known what the caller has read before; returned itself when it is still true
    * @returns {Promise<View|{busyMs: number}>}
    */
-  async begin(conv, owner, knownFence = "", options = {}) {
+  async begin(conv, owner, known, options = {}) {
     const { session, lock, conversation } = this.#keys;
-    const [fence, ...rest] = await this.#eval(scripts.BEGIN, [lock(conv), session(conv), conversation(conv)],
-      [owner, this.#config.lockLeaseMs, this.#config.conversationTtlSeconds, knownFence, this.#config.maxTurns], options);
-    if (fence === 0) return { busyMs: rest[0] };
+    const { lockLeaseMs, conversationTtlSeconds, maxTurns } = this.#config;
+    const [kind, ...rest] = await this.#eval(scripts.BEGIN, [lock(conv), session(conv), conversation(conv)],
+      [owner, lockLeaseMs, conversationTtlSeconds, known ? `${known.epoch}:${known.seq}` : "", maxTurns], options);
+    if (kind === 0) return { busyMs: rest[0] };
+    if (kind === 1) return known;
     const [epoch, seq, ...turns] = rest;
-    return { fence, epoch, seq, turns: fence === knownFence ? null : turns.map((turn) => JSON.parse(turn)) };
+    return { epoch, seq, turns: turns.map((turn) => JSON.parse(turn)) };
   }
 
   /** Reads a conversation without its lock. @returns {Promise<View>} */
@@ -48,14 +50,13 @@ export class Store {
     return this.#link.run(async (client) => {
       const [epoch, seq] = await client.hmget(session(conv), "epoch", "turns");
       const turns = await client.lrange(conversation(conv), -this.#config.maxTurns, -1);
-      return { fence: 0, epoch: Number(epoch ?? 0), seq: Number(seq ?? 0), turns: turns.map((turn) => JSON.parse(turn)) };
+      return { epoch: Number(epoch ?? 0), seq: Number(seq ?? 0), turns: turns.map((turn) => JSON.parse(turn)) };
     });
   }
 
   /** @returns {Promise<boolean>} false when the lock belongs to somebody else now */
   async renew(conv, owner) {
-    const { lock, session } = this.#keys;
-    return await this.#eval(scripts.RENEW, [lock(conv), session(conv)], [owner, this.#config.lockLeaseMs], { once: true }) === 1;
+    return await this.#eval(scripts.RENEW, [this.#keys.lock(conv)], [owner, this.#config.lockLeaseMs], { once: true }) === 1;
   }
 
   async release(conv, owner) {
@@ -66,16 +67,16 @@ export class Store {
    * Appends a turn exactly once and releases the lock.
    * @param {{conv, owner: string, base: number|"", epoch: number|"", turn: object,
    *          idempotency?: {key: string, answer: object}}} record
-   * @param {{fenced: boolean, once?: boolean}} options fenced: only while `owner` is the conversation's latest holder
+   * @param {{mode: "next"|"kept", once?: boolean}} options next: only right after `base`; kept: under the lock, maybe late
    * @returns {Promise<{status: string, seq: number, late: boolean, confirmed: boolean}>}
    */
-  async commit({ conv, owner, base, epoch, turn, idempotency }, { fenced, once = false }) {
+  async commit({ conv, owner, base, epoch, turn, idempotency }, { mode, once = false }) {
     const { conversation, session, seen, lock, idempotency: idem } = this.#keys;
     const { conversationTtlSeconds, maxTurns, replica, idempotencyTtlSeconds, waitReplicas, waitTimeoutMs } = this.#config;
     const keys = [conversation(conv), session(conv), seen(conv), lock(conv), idem(conv, idempotency?.key ?? "")];
     const args = [JSON.stringify(turn), turn.id, owner, base, epoch, conversationTtlSeconds, Date.now(), maxTurns,
       conv.channel, conv.user, turn.replica ?? replica, idempotency ? JSON.stringify(idempotency.answer) : "",
-      idempotencyTtlSeconds, fenced ? "1" : ""].map(String);
+      idempotencyTtlSeconds, mode].map(String);
     // Where confirmations fail just now, a turn does not wait the whole time for one more failure.
     const waitMs = this.#confirmed ? waitTimeoutMs : MS_UNCONFIRMED;
     const [[status, seq, late], replicas] = await this.#link.run(async (client) => {
@@ -123,10 +124,10 @@ export class Store {
   idempotencyKey(conv, key) { return this.#keys.idempotency(conv, key); }
   dedupeKey(parts) { return this.#keys.dedupe(parts); }
 
-  /** Writes this replica's counters. */
+  /** Replaces this replica's counters. */
   async writeMetrics(fields) {
     const key = this.#keys.metrics(this.#config.replica);
-    await this.#link.run((client) => client.multi().hset(key, fields).expire(key, this.#config.metricsTtlSeconds).exec(),
-      { once: true });
+    await this.#link.run((client) => client.multi().del(key).hset(key, fields)
+      .expire(key, this.#config.metricsTtlSeconds).exec(), { once: true });
   }
 }
