@@ -90,4 +90,7 @@ def inspect_sentinel(node, name, password, timeout):
 
 
 def _pairs(reply):
+    """A flat list of names and values (RESP2, what older libraries speak) or a map (RESP3), as a dict."""
+    if isinstance(reply, dict):
+        return reply
     return dict(zip(reply[::2], reply[1::2]))

@@ -13,8 +13,8 @@ author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
   - Pulls a model, or creates it from a file on the host, unless the Ollama server has it already.
-  - A model that was created from a file is created again when the file's content has changed, or when the model has changed since. What it was created
-    from is noted beside the file, under the same name with C(.applied) appended.
+  - A model that was created from a file is created again when the file's content has changed, or when the model has
+    changed since. What it was created from is noted beside the file, under the same name with C(.applied) appended.
   - While a model is pulled, the progress is logged on the host every 10 percent.
 options:
   name:
@@ -43,7 +43,9 @@ options:
     type: int
     default: 120
   wait:
-    description: Seconds to wait for a server that does not answer yet. In check mode a server that does not answer is taken as not installed yet.
+    description:
+      - Seconds to wait for a server that does not answer yet.
+      - In check mode a server that does not answer is taken as not installed yet.
     type: int
     default: 60
 attributes:
@@ -105,7 +107,7 @@ def find(tags, name):
 
 
 def milestones(step=10):
-    """A function that is told of each progress report and returns a text when another ``step`` percent of a layer are done, else None."""
+    """A function that is told each progress report; it returns a text every ``step`` percent of a layer."""
     seen = {}
 
     def report(line):
@@ -164,7 +166,11 @@ class Server:
         status = None
         try:
             response = open_url(
-                f"{self.url}/api/pull", method="POST", data=body, headers={"Content-Type": "application/json"}, timeout=stall_timeout,
+                f"{self.url}/api/pull",
+                method="POST",
+                data=body,
+                headers={"Content-Type": "application/json"},
+                timeout=stall_timeout,
                 use_proxy=False,
             )
             with response:
@@ -176,11 +182,17 @@ class Server:
                     if text := report(line):
                         log(f"pulling {name}: {text}")
                     if time.monotonic() > deadline:
-                        raise OllamaError(f"Pulling {name} took longer than {timeout} s; what is there already is kept, run it again to go on.")
+                        raise OllamaError(
+                            f"Pulling {name} took longer than {timeout} s; what is there is kept; run it again."
+                        )
         except urllib.error.HTTPError as error:
-            raise OllamaError(f"Ollama cannot pull {name}: {error} {error.read(500).decode(errors='replace').strip()}") from error
+            raise OllamaError(
+                f"Ollama cannot pull {name}: {error} {error.read(500).decode(errors='replace').strip()}"
+            ) from error
         except TimeoutError as error:
-            raise OllamaError(f"Pulling {name} made no progress for {stall_timeout} s; can the host reach the model registry?") from error
+            raise OllamaError(
+                f"Pulling {name} made no progress for {stall_timeout} s; can the host reach the model registry?"
+            ) from error
         except (OSError, ValueError) as error:
             raise OllamaError(f"Pulling {name} through {self.url} failed: {error}.") from error
         if status != "success":
@@ -198,7 +210,13 @@ def create(executable, url, name, path, timeout):
         command = [executable, "create", name, "-f", temporary.name if text else path]
         try:
             done = subprocess.run(
-                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
             )
         except subprocess.TimeoutExpired as error:
             raise OllamaError(f"Creating {name} took longer than {timeout} s.") from error

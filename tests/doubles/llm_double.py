@@ -3,15 +3,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A stand-in for a cloud language model with an OpenAI-compatible API. There is no language model in it.
 
-It takes the place of the first provider in the lab, so that tests can see which messages a gateway really sent, and can make
-the provider fail in each way a real one does:
+It takes the place of the first provider in the lab, so that tests can see which messages a gateway really sent, and can
+make the provider fail in each way a real one does:
 
     POST /v1/chat/completions (whole or streamed, with a usage chunk when asked for), GET /v1/models
 
 An answer says which user messages it was shown: ``seen 2 user messages: "hello" | "and now?"``.
 
-For tests: GET /requests, DELETE /requests, GET /behaviour, POST /behaviour (see README.md beside this file), on the API's port and
-on a second one (by default the next) that still answers while the mode ``refuse`` keeps the API's socket closed.
+For tests: GET /requests, DELETE /requests, GET /behaviour, POST /behaviour (see README.md beside this file), on the
+API's port and on a second one (by default the next) that still answers while the mode ``refuse`` keeps the API's socket
+closed.
 
 Standard library only; needs ``ollama_double.py`` beside it, which holds the parts that both share.
 """
@@ -45,11 +46,17 @@ class OpenAIHandler(Handler):
         return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
     def models(self, _body):
-        self.send_json(200, {"object": "list", "data": [{"id": "double", "object": "model", "created": 0, "owned_by": "tests"}]})
+        self.send_json(
+            200, {"object": "list", "data": [{"id": "double", "object": "model", "created": 0, "owned_by": "tests"}]}
+        )
 
     def reply(self, body, behaviour):
         wanted = [
-            {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+            {
+                "id": f"call_{uuid.uuid4().hex[:12]}",
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(arguments)},
+            }
             for name, arguments in self.tool_calls(body, behaviour)
         ]
         text = "" if wanted else answer(body["messages"])
@@ -61,8 +68,9 @@ class OpenAIHandler(Handler):
             self.hold(behaviour.delay)
             message = {"role": "assistant", "content": text or None} | ({"tool_calls": wanted} if wanted else {})
             choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
+            self.ended("answered")
             self.send_json(200, {**common, "object": "chat.completion", "choices": [choice], "usage": usage})
-            return "answered"
+            return
 
         def send(delta, finish_reason=None):
             choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
@@ -74,12 +82,12 @@ class OpenAIHandler(Handler):
             send({"tool_calls": [{"index": index, **call}]})
         for part in self.paced(text, behaviour):
             send({"content": part})
+        self.ended("answered")
         send({}, reason)
         if (body.get("stream_options") or {}).get("include_usage"):
             self._event({**common, "object": "chat.completion.chunk", "choices": [], "usage": usage})
         self.send_piece("data: [DONE]\n\n")
         self.end_stream()
-        return "answered"
 
     def _event(self, data):
         self.send_piece(f"data: {json.dumps(data)}\n\n")
@@ -89,11 +97,16 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="A stand-in for an OpenAI-compatible language model, for tests.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=9100, help="port of the API and of the control paths")
-    parser.add_argument("--control-port", type=int, help="second port of the control paths; default: the API's port + 1")
+    parser.add_argument(
+        "--control-port", type=int, help="second port of the control paths; default: the API's port + 1"
+    )
     options = parser.parse_args(arguments)
     control_port = options.port + 1 if options.control_port is None and options.port else options.control_port or 0
     double = Double(OpenAIHandler, options.host, options.port, control_port)
-    print(f"LLM stand-in listens on {double.host}:{double.port}, control paths also on port {double.control_port}", flush=True)
+    print(
+        f"LLM stand-in listens on {double.host}:{double.port}, control paths also on port {double.control_port}",
+        flush=True,
+    )
     threading.Event().wait()
 
 

@@ -4,16 +4,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A stand-in for the ``ollama`` program. There is no language model in it.
 
-It takes the place of Ollama's binary on the lab's hosts, so that tests can see that a gateway reached its local fallback, and
-with which messages. It knows as much of Ollama's command line and HTTP API as the role ``ollama`` and the OpenClaw gateway use:
+It takes the place of Ollama's binary on the lab's hosts, so that tests can see that a gateway reached its local
+fallback, and with which messages. It knows as much of Ollama's command line and HTTP API as the role ``ollama`` and the OpenClaw
+gateway use:
 
     ollama --version | serve | list | pull NAME | create NAME -f FILE | show NAME
     GET /api/version /api/tags, POST /api/show /api/chat /api/pull /api/create
 
 An answer says who gave it and which user messages it was shown: ``ollama seen 2 user messages: "hello" | "and now?"``.
-Models are names only; a name with "missing" in it cannot be pulled. They are kept in ``$OLLAMA_MODELS`` when that is set.
+Models are names only; a name with "missing" in it cannot be pulled. They are kept in ``$OLLAMA_MODELS`` when that is
+set.
 
-For tests, on the same port: GET /requests, DELETE /requests, GET /behaviour, POST /behaviour (see README.md beside this file).
+For tests, on the same port: GET /requests, DELETE /requests, GET /behaviour, POST /behaviour (see README.md beside this
+file).
 
 Standard library only. This file works when copied alone; ``llm_double.py`` imports the common parts from here.
 """
@@ -48,15 +51,16 @@ MOST_BYTES = 64 * 1024 * 1024
 RECORDED_HEADERS = ("user-agent", "content-type", "accept", "idempotency-key", "traceparent", "x-request-id")
 
 
-# ---- what the model was shown, and what it says: pure -------------------------------------------------------------------
+# ---- what the model was shown, and what it says: pure --------------------------------------------------------------
 
-#: OpenClaw puts the time before each earlier user message: "[Fri 2026-11-20 16:20 UTC] ".
+# What OpenClaw adds to user messages: the time before each, a line about itself after the first one, a remark before
+# one that it sends again to the next provider, and blocks of its own, inside a message or as one.
 TIMESTAMP = re.compile(r"^\[(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) \d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?(?: [^\]\n]{1,40})?\] ")
-#: OpenClaw adds blocks of its own between these marks, as a user message or inside one.
-#: Appended by OpenClaw to the first user message of what it sends.
 RUNTIME = re.compile(r"\n\nRuntime: agent=[^\n]*\Z")
-INTERNAL = re.compile(
-    r"<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>.*?(?:<<<END_OPENCLAW_INTERNAL_CONTEXT>>>|\Z)", re.DOTALL
+RETRY = re.compile(r"^\[Retry after the previous model attempt failed or timed out\]\n\n")
+BLOCKS = re.compile(
+    r"<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>.*?(?:<<<END_OPENCLAW_INTERNAL_CONTEXT>>>|\Z)|<turn_aborted>.*?</turn_aborted>",
+    re.DOTALL,
 )
 
 
@@ -65,14 +69,16 @@ def text_of(content):
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "\n".join(part.get("text", "") for part in content if isinstance(part, dict) and part.get("type") == "text")
+        return "\n".join(
+            part.get("text", "") for part in content if isinstance(part, dict) and part.get("type") == "text"
+        )
     return ""
 
 
 def said(message):
     """What the user really said in a user message, without OpenClaw's decorations; "" when it holds nothing else."""
-    text = INTERNAL.sub("", text_of(message.get("content"))).strip()
-    return RUNTIME.sub("", TIMESTAMP.sub("", text))
+    text = TIMESTAMP.sub("", BLOCKS.sub("", text_of(message.get("content"))).strip() + " ").strip()
+    return RETRY.sub("", RUNTIME.sub("", text))
 
 
 def user_messages(messages):
@@ -82,14 +88,16 @@ def user_messages(messages):
 
 
 def answer(messages, name="", longest=200, most=40):
-    """The deterministic answer, marked with ``name``: how many user messages were shown, and which, each as a JSON string.
+    """The deterministic answer, marked with ``name``: how many user messages were shown, and which, as JSON strings.
 
     Texts over ``longest`` characters are cut; of more than ``most`` messages the first and the last are quoted.
     """
     texts = user_messages(messages)
-    quotes = [json.dumps(text if len(text) <= longest else text[:longest] + "...", ensure_ascii=False) for text in texts]
+    quotes = [
+        json.dumps(text if len(text) <= longest else text[:longest] + "...", ensure_ascii=False) for text in texts
+    ]
     if len(quotes) > most:
-        quotes = quotes[: most // 2] + [f"({len(quotes) - most} more)"] + quotes[-(most // 2):]
+        quotes = quotes[: most // 2] + [f"({len(quotes) - most} more)"] + quotes[-(most // 2) :]
     plural = "" if len(texts) == 1 else "s"
     return f"{name} seen {len(texts)} user message{plural}: {' | '.join(quotes)}".strip()
 
@@ -109,7 +117,7 @@ def pieces(text, most=20):
     """A text cut into at most ``most`` pieces at word ends, for streaming."""
     words = re.findall(r"\S+\s*|\s+", text)
     step = max(1, -(-len(words) // most))
-    return ["".join(words[start:start + step]) for start in range(0, len(words), step)]
+    return ["".join(words[start : start + step]) for start in range(0, len(words), step)]
 
 
 def tokens(text):
@@ -121,7 +129,7 @@ def prompt_tokens(messages):
     return sum(tokens(text_of(message.get("content"))) for message in messages)
 
 
-# ---- misbehaving on demand ----------------------------------------------------------------------------------------------
+# ---- misbehaving on demand -----------------------------------------------------------------------------------------
 
 ERROR_MODES = {"401": 401, "429": 429, "500": 500, "503": 503, "context_overflow": 400}
 SLOW_MODES = ("slow", "slow_first_token")
@@ -168,7 +176,9 @@ def parse_behaviour(body):
     if values["mode"] not in MODES:
         raise ValueError(f"unknown mode {values['mode']!r}; known are {', '.join(MODES)}")
     seconds = values.get("seconds")
-    if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST_HOLD):
+    if seconds is not None and (
+        isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= LONGEST_HOLD
+    ):
         raise ValueError(f"seconds must be a number from 0 to {LONGEST_HOLD}")
     for name in ("times", "calls", "rounds"):
         value = values.get(name)
@@ -218,7 +228,7 @@ class Switch:
             return behaviour
 
 
-# ---- what was received --------------------------------------------------------------------------------------------------
+# ---- what was received ---------------------------------------------------------------------------------------------
 
 
 class Recorder:
@@ -289,19 +299,23 @@ def _without_system_text(message):
     return message
 
 
-# ---- HTTP ---------------------------------------------------------------------------------------------------------------
+# ---- HTTP ----------------------------------------------------------------------------------------------------------
 
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that goes away is no error
+            super().handle_error(request, client_address)
+
 
 class Double:
     """A double's listeners and everything its handler threads share.
 
-    The API is served on ``port`` (0: any free one). With ``control_port`` the control paths are served there too, and go on
-    being served while the mode ``refuse`` keeps the API's socket closed.
+    The API is served on ``port`` (0: any free one). With ``control_port`` the control paths are served there too, and
+    go on being served while the mode ``refuse`` keeps the API's socket closed.
     """
 
     def __init__(self, handler, host="127.0.0.1", port=0, control_port=None, **attributes):
@@ -367,8 +381,9 @@ class HungUp(Exception):
 class Handler(http.server.BaseHTTPRequestHandler):
     """What both doubles share: JSON in and out, streaming, the control paths, and misbehaving.
 
-    Subclasses have ``routes`` ({(method, path): function name}), ``error(status, text)`` giving an error body in their API's shape
-    (without a text: what the real service would say), and ``reply(body, behaviour)`` which answers a model call.
+    Subclasses have ``routes`` ({(method, path): function name}), ``error(status, text)`` giving an error body in their
+    API's shape (without a text: what the real service would say), and ``reply(body, behaviour)`` which answers a model
+    call.
     """
 
     protocol_version = "HTTP/1.1"
@@ -495,27 +510,33 @@ class Handler(http.server.BaseHTTPRequestHandler):
         messages = body.get("messages")
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise ValueError("messages must be a list of objects")
-        record = self.double.recorder.add(body, self.headers)
-        outcome = "client hung up"
+        self.record = self.double.recorder.add(body, self.headers)
         try:
-            outcome = self._answer_as_told(body, (record["user_messages"] or [""])[-1])
+            self._answer_as_told(body, (self.record["user_messages"] or [""])[-1])
         finally:
-            self.double.recorder.finish(record, outcome)
+            self.ended("client hung up")
+
+    def ended(self, outcome):
+        """Write down how the model call ends; only the first verdict counts.
+
+        It is said before the last bytes are sent, so that whoever has the answer finds it recorded.
+        """
+        self.double.recorder.finish(self.record, outcome)
 
     def _answer_as_told(self, body, newest):
         behaviour = self.double.switch.take(newest)
         if behaviour.mode in ERROR_MODES:
             status = ERROR_MODES[behaviour.mode]
-            headers = [("Retry-After", "1")] if status == 429 else []
-            self.send_json(status, self.error(status), headers)
-            return f"error {status}"
-        if behaviour.mode == "hang":
-            seconds = LONGEST_HOLD if behaviour.seconds is None else behaviour.seconds
+            self.ended(f"error {status}")
+            self.send_json(status, self.error(status), [("Retry-After", "1")] if status == 429 else [])
+        elif behaviour.mode == "hang":
             changes = self.double.switch.changes
+            seconds = LONGEST_HOLD if behaviour.seconds is None else behaviour.seconds
             self.hold(seconds, unless=lambda: self.double.switch.changes != changes)
+            self.ended("hung")
             self.close_connection = True
-            return "hung"
-        return self.reply(body, behaviour)
+        else:
+            self.reply(body, behaviour)
 
     def paced(self, text, behaviour):
         """The pieces of a streamed answer, in mode ``slow`` each after its share of the delay."""
@@ -555,7 +576,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_json(200, dataclasses.asdict(behaviour))
 
 
-# ---- Ollama -------------------------------------------------------------------------------------------------------------
+# ---- Ollama --------------------------------------------------------------------------------------------------------
 
 
 class Models:
@@ -572,7 +593,10 @@ class Models:
 
     def add(self, name, source):
         with self._lock:
-            self._models[self.full(name)] = {"source": source, "modified_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+            self._models[self.full(name)] = {
+                "source": source,
+                "modified_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            }
             if self._path:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = self._path.with_suffix(".tmp")
@@ -585,7 +609,13 @@ class Models:
 
     def list(self):
         """The models in the shape of GET /api/tags."""
-        details = {"format": "gguf", "family": "double", "families": ["double"], "parameter_size": "0", "quantization_level": "none"}
+        details = {
+            "format": "gguf",
+            "family": "double",
+            "families": ["double"],
+            "parameter_size": "0",
+            "quantization_level": "none",
+        }
         with self._lock:
             return [
                 {
@@ -659,7 +689,12 @@ class OllamaHandler(Handler):
 
         def chunk(content, **more):
             created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            return {"model": body.get("model"), "created_at": created, "message": {"role": "assistant", "content": content}, **more}
+            return {
+                "model": body.get("model"),
+                "created_at": created,
+                "message": {"role": "assistant", "content": content},
+                **more,
+            }
 
         last = {
             "done": True,
@@ -677,8 +712,9 @@ class OllamaHandler(Handler):
             whole = chunk(text, **last)
             if wanted:
                 whole["message"]["tool_calls"] = wanted
+            self.ended("answered")
             self.send_json(200, whole)
-            return "answered"
+            return
         self.start_stream("application/x-ndjson", behaviour)
         if wanted:
             first = chunk("", done=False)
@@ -686,22 +722,26 @@ class OllamaHandler(Handler):
             self.send_piece(json.dumps(first) + "\n")
         for part in self.paced(text, behaviour):
             self.send_piece(json.dumps(chunk(part, done=False)) + "\n")
+        self.ended("answered")
         self.send_piece(json.dumps(chunk("", **last)) + "\n")
         self.end_stream()
-        return "answered"
 
     def pull(self, body):
         name = str(body.get("model") or body.get("name") or "")
         if not name:
             raise ValueError("model is required")
         if "missing" in name:
-            self._progress(body, [{"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"}])
+            self._progress(
+                body, [{"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"}]
+            )
             return
         digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
         layer = {"status": f"pulling {digest[7:19]}", "digest": digest, "total": 100}
         steps = [{"status": "pulling manifest"}, *({**layer, "completed": done} for done in (0, 50, 100))]
         self.models.add(name, f"pull {name}")
-        self._progress(body, [*steps, {"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}])
+        self._progress(
+            body, [*steps, {"status": "verifying sha256 digest"}, {"status": "writing manifest"}, {"status": "success"}]
+        )
 
     def create(self, body):
         name = str(body.get("model") or body.get("name") or "")
@@ -734,7 +774,9 @@ def ask(path, body=None):
     """
     host, port = address(os.environ.get("OLLAMA_HOST", ""))
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{host}:{port}{path}", data=data, headers={"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"http://{host}:{port}{path}", data=data, headers={"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(request, timeout=60) as response:
             reply = json.loads(response.read().decode().splitlines()[-1])
@@ -748,7 +790,9 @@ def ask(path, body=None):
 
 
 def command_line():
-    parser = argparse.ArgumentParser(prog="ollama", description="A stand-in for ollama, for tests. There is no language model in it.")
+    parser = argparse.ArgumentParser(
+        prog="ollama", description="A stand-in for ollama, for tests. There is no language model in it."
+    )
     parser.add_argument("-v", "--version", action="version", version=f"ollama version is {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("serve")

@@ -18,7 +18,9 @@ sys.path.insert(0, str(DOUBLES))
 def _call(url, body=None, method=None, headers=(), timeout=10):
     """One request; returns status, headers and body (decoded when it is JSON)."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json", **dict(headers)})
+    request = urllib.request.Request(
+        url, data=data, method=method, headers={"Content-Type": "application/json", **dict(headers)}
+    )
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
             status, raw, received = response.status, response.read(), response.headers
@@ -54,7 +56,10 @@ def llm():
 
     double = llm_double.Double(llm_double.OpenAIHandler, control_port=0)
     yield types.SimpleNamespace(
-        double=double, port=double.port, url=f"http://127.0.0.1:{double.port}", control=f"http://127.0.0.1:{double.control_port}"
+        double=double,
+        port=double.port,
+        url=f"http://127.0.0.1:{double.port}",
+        control=f"http://127.0.0.1:{double.control_port}",
     )
     double.stop()
 

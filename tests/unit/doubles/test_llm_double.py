@@ -41,21 +41,31 @@ def events(raw):
 
 def test_the_answer_says_how_many_user_messages_it_was_shown_and_which(llm, call):
     reply = ask(call, llm.url, "one", 'two "quoted"', "three")
-    assert reply.body["choices"][0]["message"]["content"] == 'seen 3 user messages: "one" | "two \\"quoted\\"" | "three"'
+    assert (
+        reply.body["choices"][0]["message"]["content"] == 'seen 3 user messages: "one" | "two \\"quoted\\"" | "three"'
+    )
     assert reply.body["choices"][0]["finish_reason"] == "stop"
-    assert reply.body["usage"]["total_tokens"] == reply.body["usage"]["prompt_tokens"] + reply.body["usage"]["completion_tokens"]
+    assert (
+        reply.body["usage"]["total_tokens"]
+        == reply.body["usage"]["prompt_tokens"] + reply.body["usage"]["completion_tokens"]
+    )
 
 
 def test_decorations_of_openclaw_are_not_counted(llm, call):
     messages = [
         {"role": "system", "content": "x" * 5000},
-        user("[Fri 2026-11-20 16:20 UTC] my name is Ada"),
+        user("[Fri 2026-11-20 16:20 UTC] my name is Ada\n\nRuntime: agent=main | sessionId=1f45 | host=vm"),
         user([{"type": "text", "text": "[Fri 2026-11-20 16:21 GMT+1] and now?"}]),
+        user("[Fri 2026-11-20 16:21 UTC] <turn_aborted>\nThe previous turn was interrupted.\n</turn_aborted>"),
         user(INTERNAL),
+        user("[Fri 2026-11-20 16:22 UTC] [Retry after the previous model attempt failed or timed out]\n\nagain"),
         user(f"{INTERNAL}\n\nlast"),
     ]
     reply = call(f"{llm.url}/v1/chat/completions", {"model": "double", "messages": messages})
-    assert reply.body["choices"][0]["message"]["content"] == 'seen 3 user messages: "my name is Ada" | "and now?" | "last"'
+    assert (
+        reply.body["choices"][0]["message"]["content"]
+        == 'seen 4 user messages: "my name is Ada" | "and now?" | "again" | "last"'
+    )
 
 
 def test_only_a_time_stamp_is_taken_for_one():
@@ -100,7 +110,12 @@ def test_unknown_path(llm, call):
 
 
 def test_requests_are_recorded_without_secrets(llm, call):
-    headers = {"Authorization": "Bearer very-secret", "X-OpenClaw-Session": "s1", "Cookie": "also-secret", "User-Agent": "test"}
+    headers = {
+        "Authorization": "Bearer very-secret",
+        "X-OpenClaw-Session": "s1",
+        "Cookie": "also-secret",
+        "User-Agent": "test",
+    }
     for text in ("one", "two"):
         messages = [{"role": "system", "content": "z" * 9000}, user(text)]
         call(f"{llm.url}/v1/chat/completions", {"model": "m", "messages": messages}, headers=headers)
@@ -131,7 +146,7 @@ def test_the_record_is_bounded_in_number_and_bytes():
         few.add({"messages": [user(str(number))]}, headers)
     assert [record["id"] for record in few.list()] == [8, 9, 10]
     small = ollama_double.Recorder(most_bytes=10000)
-    for number in range(10):
+    for _number in range(10):
         small.add({"messages": [user("x" * 1000)]}, headers)
     assert 1 <= len(small.list()) < 10
 
@@ -150,10 +165,16 @@ def test_concurrent_requests_are_all_recorded_once(llm, call):
 # ---- misbehaviour
 
 
-@pytest.mark.parametrize("mode, status, code", [
-    ("500", 500, None), ("503", 503, None), (429, 429, "rate_limit_exceeded"), ("401", 401, "invalid_api_key"),
-    ("context_overflow", 400, "context_length_exceeded"),
-])
+@pytest.mark.parametrize(
+    "mode, status, code",
+    [
+        ("500", 500, None),
+        ("503", 503, None),
+        (429, 429, "rate_limit_exceeded"),
+        ("401", 401, "invalid_api_key"),
+        ("context_overflow", 400, "context_length_exceeded"),
+    ],
+)
 def test_errors_until_told_otherwise(llm, call, mode, status, code):
     behave(call, llm.url, mode=mode)
     for _attempt in range(2):
@@ -182,10 +203,18 @@ def test_the_match_looks_at_the_newest_message_only(llm, call):
     assert ask(call, llm.url, "sick", "well").status == 200
 
 
-@pytest.mark.parametrize("behaviour", [
-    {"mode": "unknown"}, {"mode": "hang", "seconds": "x"}, {"mode": "hang", "seconds": -1}, {"mode": "hang", "seconds": 1e9},
-    {"mode": "500", "times": 0}, {"mode": "500", "match": 3}, {"mode": "500", "surprise": 1},
-])
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        {"mode": "unknown"},
+        {"mode": "hang", "seconds": "x"},
+        {"mode": "hang", "seconds": -1},
+        {"mode": "hang", "seconds": 1e9},
+        {"mode": "500", "times": 0},
+        {"mode": "500", "match": 3},
+        {"mode": "500", "surprise": 1},
+    ],
+)
 def test_unknown_behaviour_is_refused_and_changes_nothing(llm, call, behaviour):
     reply = call(f"{llm.url}/behaviour", behaviour)
     assert reply.status == 400 and reply.body["error"]["message"]
@@ -258,7 +287,9 @@ def first_bytes(port, stream):
     """Seconds until the response's head, and until its end."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     start = time.monotonic()
-    connection.request("POST", "/v1/chat/completions", json.dumps({"messages": [user("one two three")], "stream": stream}))
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps({"messages": [user("one two three")], "stream": stream})
+    )
     response = connection.getresponse()
     head = time.monotonic() - start
     first = response.read(1) and time.monotonic() - start
@@ -282,7 +313,9 @@ def test_a_client_that_hangs_up_in_a_slow_stream_is_noticed(llm, call, until):
     behave(call, llm.url, mode="slow", seconds=60)
     with socket.create_connection(("127.0.0.1", llm.port)) as client:
         body = json.dumps({"messages": [user("one")], "stream": True})
-        client.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        client.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        )
         assert client.recv(10)
     until(lambda: call(f"{llm.url}/requests").body[0]["outcome"] == "client hung up")
 
@@ -312,12 +345,26 @@ def test_it_runs_as_a_program(call, until):
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
         port, control = one.getsockname()[1], two.getsockname()[1]
     program = subprocess.Popen(
-        [sys.executable, "-B", ollama_double.__file__.replace("ollama_double", "llm_double"), "--host", "127.0.0.1", "--port", str(port), "--control-port", str(control)],
-        stdout=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "-B",
+            ollama_double.__file__.replace("ollama_double", "llm_double"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--control-port",
+            str(control),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert f"127.0.0.1:{port}" in program.stdout.readline()
-        assert ask(call, f"http://127.0.0.1:{port}", "hello").body["choices"][0]["message"]["content"] == 'seen 1 user message: "hello"'
+        assert (
+            ask(call, f"http://127.0.0.1:{port}", "hello").body["choices"][0]["message"]["content"]
+            == 'seen 1 user message: "hello"'
+        )
         assert call(f"http://127.0.0.1:{control}/requests").body[0]["user_messages"] == ["hello"]
     finally:
         program.terminate()

@@ -15,7 +15,11 @@ def lines(raw):
     return [json.loads(line) for line in raw.decode().splitlines()]
 
 
-MESSAGES = [{"role": "system", "content": "s"}, {"role": "user", "content": "[Fri 2026-11-20 16:20 UTC] one"}, {"role": "user", "content": "two"}]
+MESSAGES = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "[Fri 2026-11-20 16:20 UTC] one"},
+    {"role": "user", "content": "two"},
+]
 TEXT = 'ollama seen 2 user messages: "one" | "two"'
 
 
@@ -69,7 +73,11 @@ def test_pull_and_create(ollama, call):
     steps = lines(call(f"{ollama.url}/api/pull", {"model": "new:1b"}).body)
     assert steps[-1] == {"status": "success"} and any(step.get("total") for step in steps)
     assert call(f"{ollama.url}/api/create", {"model": "made", "stream": False}).body == {"status": "success"}
-    assert [model["name"] for model in call(f"{ollama.url}/api/tags").body["models"]] == ["made:latest", "new:1b", "tiny:latest"]
+    assert [model["name"] for model in call(f"{ollama.url}/api/tags").body["models"]] == [
+        "made:latest",
+        "new:1b",
+        "tiny:latest",
+    ]
     assert "error" in lines(call(f"{ollama.url}/api/pull", {"model": "missing"}).body)[-1]
     assert call(f"{ollama.url}/api/pull", {"model": "missing", "stream": False}).status == 500
 
@@ -82,10 +90,16 @@ def program(tmp_path):
     shutil.copy(ollama_double.__file__, binary)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    environment = os.environ | {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": str(tmp_path / "models"), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {
+        "OLLAMA_HOST": f"127.0.0.1:{port}",
+        "OLLAMA_MODELS": str(tmp_path / "models"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
     def run(*arguments):
-        return subprocess.run([binary, *arguments], env=environment, capture_output=True, text=True, timeout=20, check=False)
+        return subprocess.run(
+            [binary, *arguments], env=environment, capture_output=True, text=True, timeout=20, check=False
+        )
 
     run.url = f"http://127.0.0.1:{port}"
     run.serve = lambda: subprocess.Popen([binary, "serve"], env=environment, stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The balancer's configuration as the role renders it, judged by HAProxy itself and by what it does with backends that misbehave."""
+"""The balancer's configuration as the role renders it, judged by HAProxy and by what it does with bad backends."""
 
 from __future__ import annotations
 
@@ -46,7 +46,11 @@ def cluster(replicas=3, datacenters=("main",)):
     """A topology with one balancer and some gateway replicas in each datacenter."""
     hosts = {}
     for number, datacenter in enumerate(datacenters, start=1):
-        hosts[f"node{number}"] = {"ansible_host": f"198.18.0.{number}", "topology_datacenter": datacenter, "gateway_replicas": replicas}
+        hosts[f"node{number}"] = {
+            "ansible_host": f"198.18.0.{number}",
+            "topology_datacenter": datacenter,
+            "gateway_replicas": replicas,
+        }
     return build({"openclaw_balancers": list(hosts), "openclaw_gateways": list(hosts)}, hosts)
 
 
@@ -58,7 +62,9 @@ def servers(config):
 def haproxy_program():
     program = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     if program is None:
-        pytest.fail("haproxy is not installed, and these tests ask it what it makes of the configuration: apt-get install haproxy")
+        pytest.fail(
+            "haproxy is not installed, and these tests ask it what it makes of the configuration: run lab/bootstrap"
+        )
     return program
 
 
@@ -67,7 +73,9 @@ def test_haproxy_accepts_the_configuration(haproxy_program, tmp_path, replicas):
     config = render(cluster(replicas))
     path = tmp_path / "haproxy.cfg"
     path.write_text(config)
-    checked = subprocess.run([haproxy_program, "-c", "-f", str(path)], capture_output=True, text=True, check=False, timeout=30)
+    checked = subprocess.run(
+        [haproxy_program, "-c", "-f", str(path)], capture_output=True, text=True, check=False, timeout=30
+    )
     assert checked.returncode == 0, checked.stderr
     warnings = [line for line in checked.stderr.splitlines() if "WARNING" in line and "server state file" not in line]
     assert not warnings
@@ -90,8 +98,11 @@ def test_nothing_but_the_front_door_listens_beyond_this_host():
 
 
 class Backend:
-    """A replica's stand-in. ``probe`` is its answer to /startupz; ``hurt`` (if any) is called with the id of each other request and says
-    what becomes of it: "answer", "drop" (read, then the connection is closed) or a status."""
+    """A replica's stand-in.
+
+    ``probe`` is its answer to /startupz. ``hurt`` is called with the id of each other request and says what becomes of
+    it: "answer", "drop" (it is read, then the connection is closed) or a status.
+    """
 
     def __init__(self, name):
         self.name = name
@@ -132,8 +143,13 @@ class Backend:
                 self.end_headers()
                 self.wfile.write(raw)
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_arguments):
+                """HAProxy ends connections as it likes."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
@@ -176,7 +192,9 @@ class Balancer:
         until(lambda: self.alive() and set(self.states().values()) == {"UP"} and self.checked())
 
     def write(self, ports):
-        replicas = [{"id": name, "address": "127.0.0.1", "port": port, "datacenter": "main"} for name, port in ports.items()]
+        replicas = [
+            {"id": name, "address": "127.0.0.1", "port": port, "datacenter": "main"} for name, port in ports.items()
+        ]
         balancers = [{"host": "node1", "address": "127.0.0.1", "port": self.port, "datacenter": "main"}]
         text = render({"balancers": balancers, "replicas": replicas}, **self.variables)
         for old, new in (
@@ -217,7 +235,7 @@ class Balancer:
         return all(row["check_status"].startswith("L7") for row in self.rows().values())
 
     def ask(self, method, path="/x", headers=(), body="", port=None):
-        """One request on a connection of its own, sent as a whole (only so can it be sent again); returns status, body and headers."""
+        """One request on a connection of its own, in one piece; returns status, body and headers."""
         head = {"Host": "test", "Content-Length": len(body), "Connection": "close"} | dict(headers)
         lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", body]
         with socket.create_connection(("127.0.0.1", port or self.port), timeout=15) as client:
@@ -253,7 +271,9 @@ def balancer(haproxy_program, tmp_path):
     started = []
 
     def start(count=3, **variables):
-        running = Balancer(haproxy_program, tmp_path, [Backend(f"r{number}") for number in range(1, count + 1)], **variables)
+        running = Balancer(
+            haproxy_program, tmp_path, [Backend(f"r{number}") for number in range(1, count + 1)], **variables
+        )
         started.append(running)
         return running
 
@@ -273,16 +293,19 @@ def save_state():
 # ---- what is up
 
 
-@pytest.mark.parametrize("probe, state", [
-    ((200, {"error": "not a gateway"}), "DOWN"),
-    ((200, b"<html>started</html>"), "DOWN"),
-    ((200, b""), "DOWN"),
-    ((200, {"ok": True, "status": "live"}), "DOWN"),
-    ((503, {"ok": False, "status": "starting"}), "DOWN"),
-    ((403, {"error": {"message": "Proxy client attribution is required"}}), "DOWN"),
-    ("silence", "DOWN"),
-    (DRAINING, "NOLB"),
-])
+@pytest.mark.parametrize(
+    "probe, state",
+    [
+        ((200, {"error": "not a gateway"}), "DOWN"),
+        ((200, b"<html>started</html>"), "DOWN"),
+        ((200, b""), "DOWN"),
+        ((200, {"ok": True, "status": "live"}), "DOWN"),
+        ((503, {"ok": False, "status": "starting"}), "DOWN"),
+        ((403, {"error": {"message": "Proxy client attribution is required"}}), "DOWN"),
+        ("silence", "DOWN"),
+        (DRAINING, "NOLB"),
+    ],
+)
 def test_a_replica_is_judged_by_its_json(balancer, probe, state):
     running = balancer(2, balancer_check_interval=100, balancer_check_timeout=300)
     first = running.backends[0]
@@ -345,7 +368,9 @@ def test_without_any_replica_the_answer_is_json_and_says_when_to_come_back(balan
     running.backends[0].probe = (503, {"ok": False})
     until(lambda: running.states() == {"r1": "DOWN"})
     reply = running.ask("POST", "/api/v1/message", body="{}")
-    assert reply.status == 503 and json.loads(reply.body)["error"]["code"] == 503 and reply.headers["Retry-After"] == "2"
+    assert (
+        reply.status == 503 and json.loads(reply.body)["error"]["code"] == 503 and reply.headers["Retry-After"] == "2"
+    )
     assert running.ask("GET", "/health", port=running.status_port).status == 503
 
 
@@ -367,19 +392,26 @@ KEY = {"Idempotency-Key": "k1"}
 
 
 @pytest.mark.parametrize("fate, status", [("drop", 502), (502, 502), (503, 503)])
-@pytest.mark.parametrize("method, path, headers, again", [
-    ("GET", "/api/v1/health", {}, True),
-    ("POST", "/api/v1/message", KEY, True),
-    ("POST", "/api/v1/message", {}, False),
-    ("POST", "/api/v1/message", {"Idempotency-Key": ""}, False),
-    ("POST", "/v1/chat/completions", KEY, False),
-    ("POST", "/api/v1/message/other", KEY, False),
-    ("DELETE", "/api/v1/message", KEY, False),
-])
-def test_what_reached_a_replica_is_sent_again_only_where_that_is_safe(shared, fate, status, method, path, headers, again):
+@pytest.mark.parametrize(
+    "method, path, headers, again",
+    [
+        ("GET", "/api/v1/health", {}, True),
+        ("POST", "/api/v1/message", KEY, True),
+        ("POST", "/api/v1/message", {}, False),
+        ("POST", "/api/v1/message", {"Idempotency-Key": ""}, False),
+        ("POST", "/v1/chat/completions", KEY, False),
+        ("POST", "/api/v1/message/other", KEY, False),
+        ("DELETE", "/api/v1/message", KEY, False),
+    ],
+)
+def test_what_reached_a_replica_is_sent_again_only_where_that_is_safe(
+    shared, fate, status, method, path, headers, again
+):
     identity = str(uuid.uuid4())
     reply = shared.once(fate, identity, method, path, headers)
-    attempts = [backend.name for backend in shared.running.backends for seen, _headers in backend.received if seen == identity]
+    attempts = [
+        backend.name for backend in shared.running.backends for seen, _headers in backend.received if seen == identity
+    ]
     if again:
         assert reply.status == 200 and len(attempts) == 2 and len(set(attempts)) == 2
     else:
@@ -389,7 +421,9 @@ def test_what_reached_a_replica_is_sent_again_only_where_that_is_safe(shared, fa
 @pytest.fixture(scope="module")
 def shared(haproxy_program, tmp_path_factory):
     """One balancer for many requests: the first replica that sees a request hurts it, whoever sees it again answers."""
-    running = Balancer(haproxy_program, tmp_path_factory.mktemp("shared"), [Backend(f"r{number}") for number in (1, 2, 3)])
+    running = Balancer(
+        haproxy_program, tmp_path_factory.mktemp("shared"), [Backend(f"r{number}") for number in (1, 2, 3)]
+    )
 
     def arm(fate, identity):
         seen = set()
@@ -414,9 +448,9 @@ def shared(haproxy_program, tmp_path_factory):
 def test_a_message_whose_body_comes_late_is_sent_again_too(shared):
     running, identity = shared.running, str(uuid.uuid4())
     shared.arm("drop", identity)
-    head = f"POST /api/v1/message HTTP/1.1\r\nHost: x\r\nX-Test: {identity}\r\nIdempotency-Key: k\r\nContent-Length: 4\r\n\r\n"
+    head = "POST /api/v1/message HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: 4\r\n"
     with socket.create_connection(("127.0.0.1", running.port), timeout=10) as client:
-        client.sendall(head.encode())
+        client.sendall(f"{head}X-Test: {identity}\r\n\r\n".encode())
         until(lambda: "fe=openclaw" in running.command("show sess"))
         client.sendall(b"body")
         assert client.recv(12) == b"HTTP/1.1 200"
@@ -427,7 +461,12 @@ def test_a_message_too_large_to_be_kept_is_sent_once_and_whole(shared):
     shared.arm("drop", identity)
     for status in (502, 200):
         assert running.ask("POST", "/api/v1/message", {"X-Test": identity, **KEY}, "x" * 200000).status == status
-    received = [dict(headers)["content-length"] for backend in running.backends for seen, headers in backend.received if seen == identity]
+    received = [
+        dict(headers)["content-length"]
+        for backend in running.backends
+        for seen, headers in backend.received
+        if seen == identity
+    ]
     assert received == ["200000"] * 2
 
 
@@ -444,11 +483,18 @@ def test_an_answer_that_was_not_an_error_is_never_asked_for_again(shared):
 
 def test_a_client_cannot_say_who_it_is(shared):
     identity = str(uuid.uuid4())
-    lies = {"X-Forwarded-For": "203.0.113.9", "X-Real-IP": "203.0.113.9", "Forwarded": "for=203.0.113.9", "X-Forwarded-Proto": "https",
-            "X-Forwarded-Host": "elsewhere.example"}
+    lies = {
+        "X-Forwarded-For": "203.0.113.9",
+        "X-Real-IP": "203.0.113.9",
+        "Forwarded": "for=203.0.113.9",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Host": "elsewhere.example",
+    }
     shared.once("answer", identity, "GET", "/x", lies)
     headers = next(items for backend in shared.running.backends for seen, items in backend.received if seen == identity)
-    told = sorted((name.lower(), value) for name, value in headers if "forwarded" in name.lower() or "real-ip" in name.lower())
+    told = sorted(
+        (name.lower(), value) for name, value in headers if "forwarded" in name.lower() or "real-ip" in name.lower()
+    )
     assert told == [("x-forwarded-for", "127.0.0.1"), ("x-forwarded-proto", "http")]
 
 
@@ -506,7 +552,9 @@ def test_a_replica_that_moved_is_found_at_its_new_place_after_a_reload(balancer)
     running = balancer(2)
     running.write({"r1": running.backends[1].port, "r2": running.backends[0].port})
     running.reload()
-    assert {row["addr"] for row in running.rows().values()} == {f"127.0.0.1:{backend.port}" for backend in running.backends}
+    assert {row["addr"] for row in running.rows().values()} == {
+        f"127.0.0.1:{backend.port}" for backend in running.backends
+    }
     assert running.rows()["r1"]["addr"].endswith(f":{running.backends[1].port}")
 
 
@@ -520,7 +568,9 @@ STATE = """1
 
 
 def test_only_states_of_unmoved_servers_are_kept():
-    config = "backend gateways\n    server r1 127.0.0.1:1001\n    server r2 127.0.0.1:2002\n    server r4 127.0.0.1:1003\n"
+    config = (
+        "backend gateways\n    server r1 127.0.0.1:1001\n    server r2 127.0.0.1:2002\n    server r4 127.0.0.1:1003\n"
+    )
     assert save_state().keep(STATE, config).splitlines() == STATE.splitlines()[:3]
     assert save_state().keep("", config) == "1\n"
 

@@ -91,7 +91,10 @@ class Clock:
 
 def waiting(sights, given_up=lambda: "", successes=2, interval=1, deadline=10):
     clock, left = Clock(), list(sights)
-    probe = lambda: health.Sight(left.pop(0) if left else sights[-1], "seen")  # noqa: E731
+
+    def probe():
+        return health.Sight(left.pop(0) if left else sights[-1], "seen")
+
     return health.wait(probe, given_up, successes, interval, deadline, clock, clock.sleep)
 
 

@@ -28,8 +28,14 @@ def double(tmp_path):
 def have(double):
     def run(name, check_mode=False, **more):
         parameters = {
-            "name": name, "url": f"http://127.0.0.1:{double.port}", "file": None, "executable": ollama_double.__file__, "timeout": 30,
-            "stall_timeout": 5, "wait": 5, **more,
+            "name": name,
+            "url": f"http://127.0.0.1:{double.port}",
+            "file": None,
+            "executable": ollama_double.__file__,
+            "timeout": 30,
+            "stall_timeout": 5,
+            "wait": 5,
+            **more,
         }
         run.log = []
         return ollama_model.ensure(parameters, check_mode, run.log.append)
@@ -90,7 +96,10 @@ def test_it_waits_for_a_server_that_is_starting(have):
         port = server.getsockname()[1]
     late = []
     timer = threading.Timer(
-        0.5, lambda: late.append(ollama_double.Double(ollama_double.OllamaHandler, port=port, models=ollama_double.Models()))
+        0.5,
+        lambda: late.append(
+            ollama_double.Double(ollama_double.OllamaHandler, port=port, models=ollama_double.Models())
+        ),
     )
     timer.start()
     try:
@@ -163,11 +172,14 @@ def test_weights_get_a_modelfile(double, have, tmp_path):
     assert have("ours", file=str(weights))[0] is False
 
 
-@pytest.mark.parametrize("content, executable, message", [
-    ("no origin", None, "cannot create ours from .*has no FROM line"),
-    (None, None, "no file"),
-    ("FROM tiny", "/no/such/ollama", "cannot be run: No such file"),
-])
+@pytest.mark.parametrize(
+    "content, executable, message",
+    [
+        ("no origin", None, "cannot create ours from .*has no FROM line"),
+        (None, None, "no file"),
+        ("FROM tiny", "/no/such/ollama", "cannot be run: No such file"),
+    ],
+)
 def test_what_cannot_be_created(have, tmp_path, content, executable, message):
     source = tmp_path / "ours"
     if content:

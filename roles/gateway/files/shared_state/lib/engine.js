@@ -2,6 +2,7 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import { randomUUID } from "node:crypto";
 import { cleanTurn, estimateAll, mergePending, replyOf, trimTurns, turnsOf, turnSuffix } from "./history.js";
 import { parseSessionKey } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
@@ -13,6 +14,14 @@ const LAST_COMPACTION = 3;
 
 /** Text as far as the gateway keeps it: it trims and folds white space. */
 const plain = (text) => (text ?? "").replace(/\s+/g, " ").trim();
+
+const newOwner = (runtime) => `${runtime.config.replica}/${randomUUID()}`;
+
+/** A turn that nobody is working on: the gateway ended between its answer and its commit. */
+async function keepLeftover(runtime, conv, turn) {
+  await runtime.keep({ op: "turn", conv, turn, base: "", epoch: "", owner: newOwner(runtime) });
+  return { status: "committed" };
+}
 
 /**
  * The context engine of one logical turn: reads the conversation from Redis under its lock, and commits the turn to it.
@@ -44,6 +53,7 @@ export class TurnEngine {
   #budget;
   #compactions = 0;
   #session = null;
+  #entry;
 
   /** @param {() => Promise<import("./runtime.js").Runtime>} runtime */
   constructor(runtime) { this.#runtime = runtime; }
@@ -56,10 +66,12 @@ export class TurnEngine {
     const conv = parseSessionKey(sessionKey);
     if (!conv) return { messages, estimatedTokens: estimateAll(messages) };
     const runtime = await this.#runtime();
-    this.#session = { sessionKey, sessionId };
     const first = this.#localCount === undefined;
     if (first) {
       this.#localCount = messages.length;
+      this.#session = { sessionKey, sessionId };
+      this.#entry = { commit: (...args) => this.#commit(...args) };
+      runtime.active.set(sessionKey, this.#entry);
       this.#adopt(runtime, sessionKey, prompt);
     }
     // Later budgets of a turn do not subtract the system prompt: the smallest is the true one.
@@ -73,20 +85,38 @@ export class TurnEngine {
     return { messages: all, estimatedTokens: estimateAll(all) };
   }
 
-  /** Stores the turn. Never throws and never drops: what Redis does not take is kept on this host. */
+  /**
+   * Stores a turn. Never throws and never drops: what Redis does not take is kept on this host.
+   *
+   * The gateway may hand any engine the turn of any session (it drains its outbox with whatever engine is there), also
+   * while that turn's own engine is storing it. So a turn goes to the engine that assembled it, and is stored once.
+   */
   async commitTurn({ advancementKey, messages, sessionKey }) {
     const conv = parseSessionKey(sessionKey);
     const kept = cleanTurn(messages);
-    this.#session = null;
     if (!conv || !kept.length) return { status: "committed" };
     const runtime = await this.#runtime();
-    const { config, log } = runtime;
-    const turn = { id: advancementKey, replica: config.replica, at: Date.now(), messages: kept };
+    const known = runtime.commits.get(advancementKey);
+    if (known) {
+      await known;
+      return { status: "duplicate" };
+    }
+    const turn = { id: advancementKey, replica: runtime.config.replica, at: Date.now(), messages: kept };
+    const own = runtime.active.get(sessionKey);
+    const work = own ? own.commit(runtime, conv, turn) : keepLeftover(runtime, conv, turn);
+    runtime.commits.set(advancementKey, work);
+    return work;
+  }
+
+  async #commit(runtime, conv, turn) {
+    const { log } = runtime;
+    const { sessionKey } = this.#session;
+    this.#endSession(runtime);
     void runtime.settleClaims(sessionKey, true);
     const record = {
       op: "turn", conv, turn, base: this.#base, epoch: this.#epoch,
-      owner: this.#lock?.owner ?? new ConversationLock(runtime.store, config, conv).owner,
-      ...this.#reservation?.idempotent(replyOf(kept)),
+      owner: this.#lock?.owner ?? newOwner(runtime),
+      ...this.#reservation?.idempotent(replyOf(turn.messages)),
     };
     try {
       if (!this.#locked || runtime.spool.blocks(conv.id)) return await this.#keep(runtime, record);
@@ -148,10 +178,17 @@ export class TurnEngine {
     if (!this.#session) return;
     const { sessionKey, sessionId } = this.#session;
     const runtime = await this.#runtime();
+    this.#endSession(runtime);
     runtime.metrics.add("turns_given_up");
     await runtime.settleClaims(sessionKey, false);
     await closeGivenUpTurn(sessionKey, sessionId)
       .catch((error) => runtime.log.warn(`A given-up turn of ${sessionKey} stays in the local transcript: ${error.message}`));
+  }
+
+  #endSession(runtime) {
+    const { sessionKey } = this.#session;
+    if (runtime.active.get(sessionKey) === this.#entry) runtime.active.delete(sessionKey);
+    this.#session = null;
   }
 
   /** Takes over what POST /api/v1/message has prepared for this session: its lock, and where it waits for the outcome. */

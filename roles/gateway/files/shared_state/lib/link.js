@@ -46,7 +46,8 @@ export function redisOptions(config) {
  * it on the same one.
  */
 export class Link {
-  #config; #log; #metrics; #outage; #clients; #lastError; #onBack; #heartbeatKey;
+  #config; #log; #metrics; #outage; #connect; #lastError; #onBack; #heartbeatKey;
+  #clients = {};
   #stopped = false;
   #stuck = 0;
 
@@ -66,11 +67,8 @@ export class Link {
     this.#heartbeatKey = heartbeatKey;
     this.#onBack = onBack;
     this.#outage = new Outage(config.outageWaitMs);
-    const connect = createClient ?? (() => new Redis(redisOptions(config)));
-    this.#clients = { turns: connect(), commits: connect() };
-    for (const client of Object.values(this.#clients)) {
-      client.on("error", (error) => { this.#lastError = error; });
-    }
+    this.#connect = createClient ?? (() => new Redis(redisOptions(config)));
+    this.#reconnect();
   }
 
   /** True unless an outage is known or suspected. */
@@ -131,24 +129,30 @@ export class Link {
       await sleep(this.#outage.suspected ? PROBE_DOWN_MS : PROBE_MS, undefined, { ref: false });
       if (this.#stopped) return;
       try {
-        // A write, because a primary without enough replicas still answers PING.
-        await this.run((client) => this.#beat(client), { once: true });
+        await this.run(() => this.#probe(), { once: true });
         this.#stuck = 0;
       } catch {
         this.#stuck += 1;
-        if (this.#stuck % STUCK_PROBES === 0) this.#reconnect();
+        if (this.#stuck % STUCK_PROBES === 0 && !this.#stopped) this.#reconnect();
       }
     }
   }
 
-  async #beat(client) {
-    const answers = await client.multi().hset(this.#heartbeatKey, "heartbeat_at", Date.now())
+  /** Both connections; with a write, because a primary without enough replicas still answers PING. */
+  async #probe() {
+    const { turns, commits } = this.#clients;
+    await commits.ping();
+    const answers = await turns.multi().hset(this.#heartbeatKey, "heartbeat_at", Date.now())
       .expire(this.#heartbeatKey, this.#config.metricsTtlSeconds).exec();
     for (const [error] of answers) if (error) throw error;
   }
 
-  /** A vanished host leaves a connection that looks open for minutes: drop it. */
+  /** New connections in place of old ones: a vanished host leaves one that looks open for minutes. */
   #reconnect() {
-    for (const client of Object.values(this.#clients)) if (client.status === "ready") client.disconnect(true);
+    for (const name of ["turns", "commits"]) {
+      this.#clients[name]?.disconnect();
+      this.#clients[name] = this.#connect();
+      this.#clients[name].on("error", (error) => { this.#lastError = error; });
+    }
   }
 }

@@ -8,8 +8,8 @@ import { RedisAway } from "./outage.js";
 const RETRY_MS = 1000;
 
 /**
- * Writes kept turns to Redis, in order within each conversation, under its lock. A turn that others overtook is appended
- * after them and flagged late.
+ * Writes kept turns to Redis, in order within each conversation, under its lock. A turn that others overtook is flagged
+ * late and put where its time belongs: turns of several replicas that could not see each other end up in order.
  */
 export class Replayer {
   #spool; #store; #config; #log; #metrics; #timer;
@@ -69,7 +69,7 @@ export class Replayer {
   }
 
   async #write(record) {
-    const { conv, owner, op, turn } = record;
+    const { conv, owner, op } = record;
     if (op === "reset") {
       await this.#store.reset(conv, { once: true });
       return true;
@@ -77,12 +77,12 @@ export class Replayer {
     const lock = new ConversationLock(this.#store, this.#config, conv, owner);
     try {
       await lock.acquire({ waitMs: 0, once: true });
-      const { status, seq, late, confirmed } = await this.#store.commit(record, { mode: "kept", once: true });
+      const { status, late, confirmed } = await this.#store.commit(record, { mode: "kept", once: true });
       if (status === "fenced") return false;
       if (status === "committed") {
         this.#metrics.add(op === "confirm" ? "turns_restored" : "turns_replayed");
-        this.#onWritten(conv, { ...turn, seq });
-        if (late) this.#log.warn(`A kept turn of ${conv.id} was appended late, after turns that other replicas took meanwhile`);
+        this.#onWritten(conv);
+        if (late) this.#log.warn(`A kept turn of ${conv.id} was written late: other replicas took turns meanwhile`);
       }
       if (status === "discarded" || status === "answered") {
         this.#metrics.add(`turns_${status}`);

@@ -22,6 +22,10 @@ const FLUSH_WAIT_MS = 2000;
 export class Runtime {
   /** Turns that POST /api/v1/message has prepared, by session key. @type {Map<string, object>} */
   reservations = new Map();
+  /** Engines that have assembled a turn and not committed it, by session key. @type {Map<string, {commit: Function}>} */
+  active = new Map();
+  /** Outcome of each commit, under way or recent, by advancement key. */
+  commits = new Recent(RECENT_ANSWERS);
   /** Last error of a session's run, by session key. */
   failures = new Recent(RECENT_ANSWERS);
   /** Webhook messages that are being answered, by session key. @type {Map<string, Set<object>>} */
@@ -53,7 +57,7 @@ export class Runtime {
     });
     this.replayer = new Replayer({
       spool: this.spool, store: this.store, config, log, metrics,
-      isAway: () => this.link.away, onWritten: (conv, turn) => this.remember(conv, turn),
+      isAway: () => this.link.away, onWritten: (conv) => this.recent.delete(conv.id),
     });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();

@@ -45,7 +45,8 @@ return 0`;
  * ARGV turn JSON, id, owner, base seq ("" = unknown), epoch ("" = any), ttlSeconds, nowMs, maxTurns,
  *      channel, user, replica, answer JSON ("" = no idempotency key), answer ttl, mode:
  *      "next"  only as the turn after base, while nobody else holds the lock
- *      "kept"  only under the lock; flagged late when others came between
+ *      "kept"  only under the lock; when others came between, flagged late and put where its time belongs
+ *      time of the turn (ms)
  * Returns {status, seq, late}: committed | duplicate | fenced | discarded (before a reset) | answered (key used).
  */
 export const COMMIT = `
@@ -70,7 +71,16 @@ else
   if ARGV[5] ~= '' and (s[1] or '0') ~= ARGV[5] then unlock() return {'discarded', 0, 0} end
 end
 seq = redis.call('HINCRBY', KEYS[2], 'turns', 1)
-redis.call('RPUSH', KEYS[1], '{"seq":' .. seq .. (late and ',"late":true,' or ',') .. string.sub(ARGV[1], 2))
+local turn = '{"seq":' .. seq .. (late and ',"late":true,' or ',') .. string.sub(ARGV[1], 2)
+local before
+if late then
+  for i = 1, 200 do
+    local other = redis.call('LINDEX', KEYS[1], -i)
+    if not other or cjson.decode(other).at <= tonumber(ARGV[15]) then break end
+    before = other
+  end
+end
+if before then redis.call('LINSERT', KEYS[1], 'BEFORE', before, turn) else redis.call('RPUSH', KEYS[1], turn) end
 redis.call('LTRIM', KEYS[1], -tonumber(ARGV[8]), -1)
 redis.call('ZADD', KEYS[3], seq, ARGV[2])
 redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -2 * tonumber(ARGV[8]) - 1)

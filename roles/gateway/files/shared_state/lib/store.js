@@ -76,7 +76,7 @@ export class Store {
     const keys = [conversation(conv), session(conv), seen(conv), lock(conv), idem(conv, idempotency?.key ?? "")];
     const args = [JSON.stringify(turn), turn.id, owner, base, epoch, conversationTtlSeconds, Date.now(), maxTurns,
       conv.channel, conv.user, turn.replica ?? replica, idempotency ? JSON.stringify(idempotency.answer) : "",
-      idempotencyTtlSeconds, mode].map(String);
+      idempotencyTtlSeconds, mode, turn.at].map(String);
     // Where confirmations fail just now, a turn does not wait the whole time for one more failure.
     const waitMs = this.#confirmed ? waitTimeoutMs : MS_UNCONFIRMED;
     const [[status, seq, late], replicas] = await this.#link.run(async (client) => {

@@ -1,0 +1,98 @@
+import pytest
+
+from ansible_collections.openclaw.ha.plugins.module_utils import status
+from ansible_collections.openclaw.ha.plugins.module_utils.topology import build
+
+NAMES = ("node1", "node2")
+TOPOLOGY = build(
+    {
+        "openclaw_balancers": ["node1"],
+        "openclaw_gateways": list(NAMES),
+        "openclaw_redis": list(NAMES),
+        "openclaw_sentinels": ["node1"],
+        "openclaw_ollama": ["node2"],
+    },
+    {name: {"ansible_host": f"192.0.2.1{number}"} for number, name in enumerate(NAMES, 1)},
+)
+REDIS = {
+    "state": "agreed",
+    "primary": "192.0.2.11:6379",
+    "problems": [],
+    "redis": [
+        {"host": "node1", "address": "192.0.2.11", "port": 6379, "role": "master", "connected": 1, "offset": 42},
+        {"host": "node2", "address": "192.0.2.12", "port": 6379, "role": "slave", "link": True, "offset": 40, "lag": 1},
+    ],
+    "sentinels": [{"host": "node1", "address": "192.0.2.11", "port": 26379, "primary": "192.0.2.11:6379", "quorum_ok": True}],
+}
+
+
+@pytest.fixture
+def answers():
+    return {
+        name: {
+            "units": "\n".join("active" for _unit in status.units_of(TOPOLOGY, name)),
+            "replicas": {"replicas": [{"id": f"{name}-1", "healthy": True, "seen": "healthy", "version": "2026.9.6"}]},
+            "redis": REDIS,
+        }
+        for name in NAMES
+    }
+
+
+def test_units_and_roles_of_a_host():
+    assert status.units_of(TOPOLOGY, "node1") == [
+        "haproxy.service",
+        "openclaw-gateway@1.service",
+        "redis-sentinel.service",
+        "redis-server.service",
+    ]
+    assert status.roles_of(TOPOLOGY, "node2") == ["gateway", "ollama", "redis"]
+
+
+def test_probes_go_to_the_loopback_address():
+    assert status.probes_of(TOPOLOGY, "node2") == [
+        {"id": "node2-1", "address": "127.0.0.1", "port": 18789, "unit": "openclaw-gateway@1.service"}
+    ]
+
+
+def test_all_is_well(answers):
+    found = status.status(TOPOLOGY, answers)
+    assert found["ok"] and found["problems"] == []
+    lines = status.table(found)
+    assert lines[-1] == "Nothing is wrong."
+    assert any(line.split() == ["node1", "192.0.2.11:6379", "primary", "1", "replicas", "42", "-"] for line in lines)
+    assert any(line.split() == ["node2", "192.0.2.12:6379", "replica", "up", "40", "1", "s"] for line in lines)
+
+
+def test_a_stopped_unit_is_named(answers):
+    answers["node1"]["units"] = answers["node1"]["units"].replace("active", "failed", 1)
+    assert status.status(TOPOLOGY, answers)["problems"] == ["node1: unit haproxy.service is failed."]
+
+
+def test_a_silent_host_is_named_and_its_replica_too(answers):
+    answers["node2"] = {}
+    assert status.status(TOPOLOGY, answers)["problems"] == ["node2: the host does not answer.", "node2-1: not asked."]
+
+
+def test_a_sick_replica_is_named(answers):
+    answers["node1"]["replicas"]["replicas"][0].update(healthy=False, seen="connection refused")
+    assert status.status(TOPOLOGY, answers)["problems"] == ["node1-1: connection refused."]
+
+
+def test_without_an_answer_about_redis_that_is_said(answers):
+    for answer in answers.values():
+        answer["redis"] = {}
+    assert "No Redis host could be asked" in status.status(TOPOLOGY, answers)["problems"][0]
+
+
+def test_what_does_not_answer_stands_in_the_table_too(answers):
+    broken = {
+        **REDIS,
+        "redis": [{**REDIS["redis"][0], "error": "refused"}],
+        "sentinels": [{**REDIS["sentinels"][0], "error": "refused"}],
+        "problems": ["Redis on node1 does not answer."],
+    }
+    for answer in answers.values():
+        answer["redis"] = broken
+    lines = status.table(status.status(TOPOLOGY, answers))
+    assert sum("no answer" in line for line in lines) == 2
+    assert lines[-1] == "Redis on node1 does not answer."
