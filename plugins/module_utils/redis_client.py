@@ -11,6 +11,8 @@ from ansible.module_utils.basic import missing_required_lib
 
 try:
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     REDIS_IMPORT_ERROR = None
 except ImportError:
@@ -32,6 +34,8 @@ def connect(node, password, timeout):
         password=password or None,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
+        # Newer versions of the library retry by themselves, for seconds; whoever asks here decides how long to go on.
+        retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
 
@@ -66,7 +70,7 @@ def inspect_redis(node, password, timeout):
 
 def inspect_sentinel(node, name, password, timeout):
     """Ask one Sentinel what it watches under ``name``; see :func:`redis_view.agree` for the shape."""
-    nothing = {**node, "primary": None, "quorum_ok": False, "tilt": False, "failover": False, "flags": ""}
+    nothing = {**node, "primary": None, "replicas": 0, "quorum_ok": False, "tilt": False, "failover": False, "flags": ""}
     try:
         client = connect(node, password, timeout)
         tilt = client.info("sentinel").get("sentinel_tilt", 0) == 1
@@ -82,6 +86,7 @@ def inspect_sentinel(node, name, password, timeout):
     return {
         **nothing,
         "primary": f"{state['ip']}:{state['port']}",
+        "replicas": int(state["num-slaves"]),
         "quorum_ok": quorum_ok,
         "tilt": tilt,
         "failover": "failover_in_progress" in state["flags"],

@@ -16,7 +16,8 @@ def agree(nodes, sentinels, unanswered_ok=False):
         answer) or ``role`` (``master``/``slave``), ``primary`` (``address:port`` that a replica follows), ``link`` (bool),
         ``offset`` (bytes), ``connected`` (number of attached replicas)
     :param sentinels: list of dicts, one a Sentinel: ``host``, ``address``, ``port`` and either ``error`` or ``primary``
-        (``address:port`` it names, None when it watches nothing), ``quorum_ok`` (bool), ``tilt`` (bool), ``failover`` (bool)
+        (``address:port`` it names, None when it watches nothing), ``replicas`` (number it knows), ``quorum_ok`` (bool),
+        ``tilt`` (bool), ``failover`` (bool)
     :param unanswered_ok: whether silence of a node is no disagreement (a run that is about to start it)
     :returns: dict with ``state`` (``absent``: nothing answers; ``agreed``; ``disagreed``), ``primary`` (``address:port`` or
         None), ``problems`` (list of sentences)
@@ -75,6 +76,9 @@ def agree(nodes, sentinels, unanswered_ok=False):
             problems.append(f"{label} names {sentinel.get('primary') or 'nobody'} as primary, not {primary}.")
         elif not sentinel["quorum_ok"]:
             problems.append(f"{label} does not see enough Sentinels for a failover.")
+        elif sentinel["replicas"] < len(alive) - 1:
+            # It learns of replicas every 10 s, and cannot promote one that it does not know.
+            problems.append(f"{label} knows {sentinel['replicas']} replicas of the {len(alive) - 1} that there are.")
         if sentinel.get("tilt"):
             problems.append(f"{label} is in tilt mode: its clock jumped or its host stalled.")
         if sentinel.get("failover"):

@@ -82,7 +82,7 @@ redis:
   elements: dict
   returned: always
 sentinels:
-  description: What each Sentinel said - C(primary), C(quorum_ok), C(tilt), C(failover), C(flags), or C(error).
+  description: What each Sentinel said - C(primary), C(replicas) it knows, C(quorum_ok), C(tilt), C(failover), C(flags), or C(error).
   type: list
   elements: dict
   returned: always

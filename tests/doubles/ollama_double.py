@@ -5,8 +5,8 @@
 """A stand-in for the ``ollama`` program. There is no language model in it.
 
 It takes the place of Ollama's binary on the lab's hosts, so that tests can see that a gateway reached its local
-fallback, and with which messages. It knows as much of Ollama's command line and HTTP API as the role ``ollama`` and the OpenClaw
-gateway use:
+fallback, and with which messages. It knows as much of Ollama's command line and HTTP API as the role ``ollama`` and the
+OpenClaw gateway use:
 
     ollama --version | serve | list | pull NAME | create NAME -f FILE | show NAME
     GET /api/version /api/tags, POST /api/show /api/chat /api/pull /api/create

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 
@@ -94,6 +95,8 @@ def program(tmp_path):
         "OLLAMA_HOST": f"127.0.0.1:{port}",
         "OLLAMA_MODELS": str(tmp_path / "models"),
         "PYTHONDONTWRITEBYTECODE": "1",
+        # The file asks for "python", which need not be on the path of whoever runs the tests.
+        "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
     }
 
     def run(*arguments):

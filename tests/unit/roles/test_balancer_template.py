@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import http.server
-import importlib.machinery
 import importlib.util
 import json
 import pathlib
@@ -283,10 +282,10 @@ def balancer(haproxy_program, tmp_path):
 
 
 def save_state():
-    """The role's script ``save_state`` as a module."""
-    loader = importlib.machinery.SourceFileLoader("save_state", str(ROLE / "files" / "save_state"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("save_state", loader))
-    loader.exec_module(module)
+    """The role's script as a module."""
+    spec = importlib.util.spec_from_file_location("save_state", ROLE / "files" / "save_state.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     return module
 
 

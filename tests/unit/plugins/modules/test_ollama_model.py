@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import socket
 import sys
@@ -25,7 +26,10 @@ def double(tmp_path):
 
 
 @pytest.fixture
-def have(double):
+def have(double, monkeypatch):
+    # The double asks for "python", which need not be on the path of whoever runs the tests.
+    monkeypatch.setenv("PATH", f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}")
+
     def run(name, check_mode=False, **more):
         parameters = {
             "name": name,

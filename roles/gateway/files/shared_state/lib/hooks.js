@@ -56,15 +56,9 @@ export const createHooks = (current) => ({
 
   async agent_end(event, ctx) {
     const runtime = await current();
-    const { sessionKey } = ctx ?? {};
-    if (!sessionKey) return;
-    if (event.success) runtime.failures.delete(sessionKey);
-    else {
-      runtime.metrics.add("turns_failed");
-      runtime.failures.set(sessionKey, event.error ?? "unknown");
-    }
-    // A failed attempt may be followed by another provider's: the turn's end gives its claims back.
-    if (event.success) await runtime.settleClaims(sessionKey, true);
+    runtime.metrics.add(event.success ? "runs_succeeded" : "runs_failed");
+    // A failed attempt may be followed by another provider's: only the turn's end gives its claims back.
+    if (event.success && ctx?.sessionKey) await runtime.settleClaims(ctx.sessionKey, true);
   },
 
   async before_reset(_event, ctx) {

@@ -151,7 +151,8 @@ class MessageTurn {
       // A gateway that is busy with its own start or end refuses turns before they begin.
       if (status === 500 && !reservation.adopted) return { outcome: "refused" };
       if (status !== 200 || typeof reply !== "string") {
-        throw turnError(status, body?.error, this.runtime.failures.get(this.sessionKey) !== undefined);
+        // Begun and not handed over for storing: the run itself failed.
+        throw turnError(status, body?.error, reservation.adopted && reservation.outcome === undefined);
       }
       if (reservation.outcome === undefined) {
         this.runtime.metrics.add("turns_unrecorded");
@@ -165,7 +166,6 @@ class MessageTurn {
       throw new HttpError(503, "gateway_unavailable", "This gateway takes no new turns now.", { retryAfter: 1 });
     } finally {
       if (reservations.get(this.sessionKey) === reservation) reservations.delete(this.sessionKey);
-      this.runtime.failures.delete(this.sessionKey);
       await lock.release();
     }
   }

@@ -26,8 +26,6 @@ export class Runtime {
   active = new Map();
   /** Outcome of each commit, under way or recent, by advancement key. */
   commits = new Recent(RECENT_ANSWERS);
-  /** Last error of a session's run, by session key. */
-  failures = new Recent(RECENT_ANSWERS);
   /** Webhook messages that are being answered, by session key. @type {Map<string, Set<object>>} */
   claims = new Map();
   /** What this replica last saw of a conversation: {turns, seq, epoch}. */

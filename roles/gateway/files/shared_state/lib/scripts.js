@@ -45,7 +45,7 @@ return 0`;
  * ARGV turn JSON, id, owner, base seq ("" = unknown), epoch ("" = any), ttlSeconds, nowMs, maxTurns,
  *      channel, user, replica, answer JSON ("" = no idempotency key), answer ttl, mode:
  *      "next"  only as the turn after base, while nobody else holds the lock
- *      "kept"  only under the lock; when others came between, flagged late and put where its time belongs
+ *      "kept"  only under the lock; put where its time belongs, and flagged late when others came between
  *      time of the turn (ms)
  * Returns {status, seq, late}: committed | duplicate | fenced | discarded (before a reset) | answered (key used).
  */
@@ -70,16 +70,17 @@ else
   if owner ~= ARGV[3] then return {'fenced', 0, 0} end
   if ARGV[5] ~= '' and (s[1] or '0') ~= ARGV[5] then unlock() return {'discarded', 0, 0} end
 end
-seq = redis.call('HINCRBY', KEYS[2], 'turns', 1)
-local turn = '{"seq":' .. seq .. (late and ',"late":true,' or ',') .. string.sub(ARGV[1], 2)
 local before
-if late then
+if ARGV[14] == 'kept' then
   for i = 1, 200 do
     local other = redis.call('LINDEX', KEYS[1], -i)
     if not other or cjson.decode(other).at <= tonumber(ARGV[15]) then break end
     before = other
   end
+  late = late or before ~= nil
 end
+seq = redis.call('HINCRBY', KEYS[2], 'turns', 1)
+local turn = '{"seq":' .. seq .. (late and ',"late":true,' or ',') .. string.sub(ARGV[1], 2)
 if before then redis.call('LINSERT', KEYS[1], 'BEFORE', before, turn) else redis.call('RPUSH', KEYS[1], turn) end
 redis.call('LTRIM', KEYS[1], -tonumber(ARGV[8]), -1)
 redis.call('ZADD', KEYS[3], seq, ARGV[2])

@@ -1,11 +1,11 @@
-#!/usr/bin/python3
 # Copyright: the openclaw.ha contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Write HAProxy's server states to a file, for the process that a reload starts: save_state CONFIG SOCKET FILE
+"""Write HAProxy's server states to a file, for the process that a reload starts: save_state.py CONFIG SOCKET FILE
 
 HAProxy believes the file more than its configuration, ports included: a replica that moved to another port would go on
-being sought at the old one. So only those servers are written whose address and port are the same in the new configuration.
+being sought at the old one. So only those servers are written whose address and port are the same in the new
+configuration.
 """
 
 import os
