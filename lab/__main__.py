@@ -5,14 +5,14 @@ import os
 import sys
 
 from .cluster import ROOT, Cluster
-from .demo import status, topology, up, write_env
+from .demo import bench, status, topology, up, write_env
 from .shell import LabError, say
 
 
 def main():
     """Run one command; a fault that a person must act on is one message and exit code 1."""
     parser = argparse.ArgumentParser(prog="lab", description="Test hosts for openclaw.ha: containers with systemd on this machine.")
-    parser.add_argument("command", choices=("up", "status", "create", "playbook", "destroy"))
+    parser.add_argument("command", choices=("up", "status", "create", "playbook", "bench", "destroy"))
     parser.add_argument("cluster", nargs="?", default="demo", help="a name from lab/clusters.json (default: demo)")
     arguments, rest = parser.parse_known_args()
     try:
@@ -24,6 +24,8 @@ def main():
         elif arguments.command == "create":
             cluster.create()
             write_env(cluster, topology(cluster))
+        elif arguments.command == "bench":
+            bench(cluster)
         elif arguments.command == "playbook":
             command = [str(ROOT / ".venv/bin/ansible-playbook"), *cluster.inventories, *rest]
             os.chdir(ROOT)

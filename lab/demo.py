@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import secrets
 import shlex
+import time
 import urllib.error
 import urllib.request
 
@@ -11,7 +13,8 @@ from plugins.module_utils.status import columns, roles_of, units_of
 from plugins.module_utils.status import table as render
 from plugins.module_utils.topology import build
 
-from .cluster import ROOT, write_private
+from . import image
+from .cluster import LAB, ROOT, write_private
 from .shell import LabError, run, run_logged, say
 
 #: A cold gateway's first turn may take this long on a busy two-core machine.
@@ -113,3 +116,38 @@ def up(cluster):
     say("one conversation, three replicas")
     converse(values)
     say("the cluster is up; `make status` looks at it, `make down` removes it")
+
+
+def bench(cluster):
+    """Measure what a person waits for; prints JSON and writes it to ``.lab/bench.json``.
+
+    Seconds of wall time: ``image`` (built anew), ``hosts``, ``first_run`` and ``second_run`` of site.yml, ``conversation``;
+    ``tasks``: what one host's recap counts in the first and in the second run.
+    """
+    cluster.destroy()
+    result = {}
+
+    def measure(name, action):
+        started = time.monotonic()
+        action()
+        result[name] = round(time.monotonic() - started, 1)
+
+    def tasks(name):
+        recap = re.findall(r"ok=(\d+).*skipped=(\d+)", (cluster.directory / "site.log").read_text())
+        result[f"tasks_{name}"] = max(int(ok) + int(skipped) for ok, skipped in recap)
+
+    try:
+        measure("image", lambda: image.ensure(again=True))
+        measure("hosts", cluster.create)
+        measure("first_run", lambda: converge(cluster))
+        tasks("first_run")
+        measure("second_run", lambda: converge(cluster))
+        tasks("second_run")
+        values = write_env(cluster, topology(cluster))
+        measure("conversation", lambda: converse(values))
+    finally:
+        cluster.destroy()
+    result["up_from_nothing"] = round(sum(result[name] for name in ("image", "hosts", "first_run", "conversation")), 1)
+    text = json.dumps(result, indent=2)
+    (LAB / "bench.json").write_text(text + "\n")
+    print(text)

@@ -21,15 +21,15 @@ def ca_mount():
     return ["--volume", f"{CA_BUNDLE}:{CA_BUNDLE}:ro"] if CA_BUNDLE.exists() else []
 
 
-def ensure(suite="bookworm"):
-    """Build the image of a Debian suite unless the same recipe was built before, and return its name."""
+def ensure(suite="bookworm", again=False):
+    """Build the image of a Debian suite unless the same recipe was built before (or ``again``), and return its name."""
     recipe = hashlib.sha256()
     for path in (HERE / "packages.json", HERE / "prepare.sh", HERE / "__init__.py", PLUGIN / "package-lock.json"):
         recipe.update(path.read_bytes())
     name = f"openclaw-lab:{suite}-{recipe.hexdigest()[:12]}"
-    if run("docker", "image", "ls", "--quiet", name):
+    if not again and run("docker", "image", "ls", "--quiet", name):
         return name
-    base = _base(suite)
+    base = _base(suite, again)
     say(f"image {name}: filling the npm and pip caches (about a minute)")
     container = f"openclaw-lab-build-{suite}"
     run("docker", "rm", "--force", "--volumes", container, check=False)
@@ -47,11 +47,11 @@ def ensure(suite="bookworm"):
     return name
 
 
-def _base(suite):
+def _base(suite, again):
     """The Debian packages alone; a second layer of caches changes more often."""
     packages = json.loads((HERE / "packages.json").read_text())
     name = f"openclaw-lab-base:{suite}-{hashlib.sha256(json.dumps(packages).encode()).hexdigest()[:12]}"
-    if run("docker", "image", "ls", "--quiet", name):
+    if not again and run("docker", "image", "ls", "--quiet", name):
         return name
     say(f"image {name}: installing Debian packages (about half a minute)")
     tarball = ROOT / ".lab" / f"{suite}.tar"

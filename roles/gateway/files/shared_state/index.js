@@ -2,6 +2,7 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import { connectRedis } from "./lib/client.js";
 import { resolveConfig } from "./lib/config.js";
 import { ENGINE_ID, TurnEngine } from "./lib/engine.js";
 import { createHooks } from "./lib/hooks.js";
@@ -21,7 +22,9 @@ export default {
   register(api) {
     let config;
     const settings = () => (config ??= resolveConfig(api.pluginConfig));
-    const create = () => new Runtime({ config: settings(), log: named(api.logger), version: api.runtime.version });
+    const create = () => new Runtime({
+      config: settings(), log: named(api.logger), version: api.runtime.version, connect: () => connectRedis(settings()),
+    });
     const current = () => currentRuntime(create);
 
     api.registerService({

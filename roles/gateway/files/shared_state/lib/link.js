@@ -2,7 +2,6 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import { Redis } from "ioredis";
 import { setTimeout as sleep } from "node:timers/promises";
 import { isOutage, Outage, RedisAway } from "./outage.js";
 
@@ -10,35 +9,6 @@ const RETRY_MS = 100;
 const PROBE_MS = 1000;
 const PROBE_DOWN_MS = 500;
 const STUCK_PROBES = 3;
-
-/**
- * Options for ioredis, measured under kill -9 and SIGSTOP of the primary: commands time out instead of queueing, nothing
- * is resent behind our back (we retry what is idempotent ourselves), a switched primary is noticed at once.
- * @param {object} config settings of resolveConfig
- */
-export function redisOptions(config) {
-  const backoff = (attempt) => Math.min(50 * attempt, 500);
-  const common = {
-    password: config.redisPassword,
-    connectTimeout: config.commandTimeoutMs,
-    commandTimeout: config.commandTimeoutMs,
-    maxRetriesPerRequest: null,
-    enableOfflineQueue: false,
-    autoResendUnfulfilledCommands: false,
-    reconnectOnError: (error) => /READONLY/.test(error.message),
-    retryStrategy: backoff,
-  };
-  if (!config.sentinels?.length) return { ...common, ...config.redis };
-  return {
-    ...common,
-    sentinels: config.sentinels,
-    name: config.monitorName,
-    sentinelPassword: config.sentinelPassword,
-    sentinelCommandTimeout: config.commandTimeoutMs,
-    sentinelRetryStrategy: backoff,
-    failoverDetector: true,
-  };
-}
 
 /**
  * The connection to the Redis primary and its outages: says when Redis went away and when it is back, once each, and
@@ -58,16 +28,16 @@ export class Link {
    * @param {import("./metrics.js").Metrics} options.metrics
    * @param {string} options.heartbeatKey hash that the probe writes to
    * @param {() => void} options.onBack called when an outage has ended
-   * @param {() => Redis} [options.createClient] for tests
+   * @param {() => import("ioredis").Redis} options.connect opens a connection to the primary
    */
-  constructor({ config, log, metrics, heartbeatKey, onBack, createClient }) {
+  constructor({ config, log, metrics, heartbeatKey, onBack, connect }) {
     this.#config = config;
     this.#log = log;
     this.#metrics = metrics;
     this.#heartbeatKey = heartbeatKey;
     this.#onBack = onBack;
     this.#outage = new Outage(config.outageWaitMs);
-    this.#connect = createClient ?? (() => new Redis(redisOptions(config)));
+    this.#connect = connect;
     this.#reconnect();
   }
 
@@ -86,7 +56,7 @@ export class Link {
   /**
    * Runs one idempotent operation, waiting out a failover.
    * @template T
-   * @param {(client: Redis) => Promise<T>} operation
+   * @param {(client: import("ioredis").Redis) => Promise<T>} operation
    * @param {{client?: "turns"|"commits", once?: boolean}} [options] once: a single try, for background work
    * @returns {Promise<T>}
    * @throws {RedisAway} when Redis is away; any other error is about this operation only

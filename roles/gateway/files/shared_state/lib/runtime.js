@@ -39,13 +39,13 @@ export class Runtime {
   startedAt = Date.now();
   metrics = new Metrics();
 
-  constructor({ config, log, version, createClient }) {
+  constructor({ config, log, version, connect }) {
     this.config = config;
     this.log = log;
     this.version = version;
     const { metrics } = this;
     this.link = new Link({
-      config, log, metrics, createClient,
+      config, log, metrics, connect,
       heartbeatKey: redisKeys(config.keyPrefix).metrics(config.replica),
       onBack: () => void this.replayer.all(),
     });

@@ -1,0 +1,37 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import { Redis } from "ioredis";
+
+/**
+ * Options for ioredis, measured under kill -9 and SIGSTOP of the primary: commands time out instead of queueing, nothing
+ * is resent behind our back (we retry what is idempotent ourselves), a switched primary is noticed at once.
+ * @param {object} config settings of resolveConfig
+ */
+function redisOptions(config) {
+  const backoff = (attempt) => Math.min(50 * attempt, 500);
+  const common = {
+    password: config.redisPassword,
+    connectTimeout: config.commandTimeoutMs,
+    commandTimeout: config.commandTimeoutMs,
+    maxRetriesPerRequest: null,
+    enableOfflineQueue: false,
+    autoResendUnfulfilledCommands: false,
+    reconnectOnError: (error) => /READONLY/.test(error.message),
+    retryStrategy: backoff,
+  };
+  if (!config.sentinels?.length) return { ...common, ...config.redis };
+  return {
+    ...common,
+    sentinels: config.sentinels,
+    name: config.monitorName,
+    sentinelPassword: config.sentinelPassword,
+    sentinelCommandTimeout: config.commandTimeoutMs,
+    sentinelRetryStrategy: backoff,
+    failoverDetector: true,
+  };
+}
+
+/** Opens a connection to the Redis primary. */
+export const connectRedis = (config) => new Redis(redisOptions(config));
