@@ -21,7 +21,8 @@ def run(*command, check=True, **options):
 
     :raises LabError: with the end of what it printed, when it fails and ``check`` is set
     """
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
+    words = [str(part) for part in command]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, **options)
     if check and done.returncode:
         output = "\n".join((done.stdout + done.stderr).strip().splitlines()[-25:])
         raise LabError(f"{' '.join(str(part) for part in command[:4])} ... ended with {done.returncode}:\n{output}")

@@ -497,7 +497,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """
         deadline = time.monotonic() + min(seconds, LONGEST_HOLD)
         while (left := deadline - time.monotonic()) > 0 and not unless():
-            readable, _, _ = select.select([self.connection], [], [], min(left, 0.1))
+            readable = select.select([self.connection], [], [], min(left, 0.1))[0]
             if readable:
                 if not self.connection.recv(1, socket.MSG_PEEK):
                     raise HungUp

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shlex
+import sys
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import requests
 import testinfra
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or "demo"
 #: Units whose journal is worth reading when a test fails.
 JOURNALS = ("openclaw-gateway@*", "redis-server", "redis-sentinel", "haproxy", "ollama")
