@@ -10,7 +10,7 @@ REPLICAS = ("node1-1", "node2-1", "node3-1")
 
 
 class World:
-    """A cluster that keeps every promise, one turn after another. Turn number n of a conversation happens at the moment 10 n."""
+    """A cluster that keeps every promise, one turn after another. Turn n of a conversation happens at 10 n."""
 
     def __init__(self):
         self.operations, self.stored, self.calls = [], {}, []
@@ -57,7 +57,7 @@ class World:
 
 @st.composite
 def consistent(draw):
-    """A history that keeps every promise, with turns that overlap, unknown and refused ones, late ones, repeated ones."""
+    """A history that keeps every promise, with overlapping, unknown, refused, late and repeated turns."""
     world = World()
     for conversation in range(draw(st.integers(1, 2))):
         for _number in range(draw(st.integers(1, 7))):
@@ -72,11 +72,12 @@ def consistent(draw):
     return world.history()
 
 
-# ---- breaking one promise: each returns the broken history, or None where there is nothing to break -----------------------
+# ---- breaking one promise: each returns the broken history, or None where there is nothing to break
 
 
 def _replace(history, name, turns):
-    return dataclasses.replace(history, stored=history.stored | {name: tuple(turns)})
+    stored = history.stored | {name: tuple(turns)}
+    return dataclasses.replace(history, stored={name: turns for name, turns in stored.items() if turns})
 
 
 def _acknowledged(history):
@@ -91,7 +92,7 @@ def lose(history, draw):
     target = _pick(draw, _acknowledged(history))
     if target is None:
         return None
-    turns = history.stored[target.conversation]
+    turns = history.stored.get(target.conversation, ())
     return _replace(history, target.conversation, [turn for turn in turns if target.token not in turn.tokens])
 
 
@@ -110,7 +111,8 @@ def _successive(history):
 
 
 def reorder(history, draw):
-    pair = _pick(draw, _successive(history))
+    stored = {token for turns in history.stored.values() for turn in turns for token in turn.tokens}
+    pair = _pick(draw, [pair for pair in _successive(history) if {one.token for one in pair} <= stored])
     if pair is None:
         return None
     name = pair[0].conversation
@@ -141,7 +143,9 @@ def show_twice(history, draw):
         return None
     extra = f"turn-abcdef-{draw(st.sampled_from((target.conversation[-1], '9')))}-0-{draw(st.integers(50, 60))}"
     place = draw(st.integers(0, 7))
-    return _reshow(history, target.token, lambda shown: [*shown[:place], draw(st.sampled_from((*shown, extra))), *shown[place:]])
+    return _reshow(
+        history, target.token, lambda shown: [*shown[:place], draw(st.sampled_from((*shown, extra))), *shown[place:]]
+    )
 
 
 def answer_twice(history, draw):
@@ -154,7 +158,9 @@ def answer_twice(history, draw):
         **draw(st.sampled_from(({"reply": "something else"}, {"replica": "node9-1"}))),
     )  # fmt: skip
     changed = dataclasses.replace(target, attempts=(*target.attempts, other))
-    return dataclasses.replace(history, operations=tuple(changed if one is target else one for one in history.operations))
+    return dataclasses.replace(
+        history, operations=tuple(changed if one is target else one for one in history.operations)
+    )
 
 
 def conjure(history, draw):
@@ -162,7 +168,10 @@ def conjure(history, draw):
     if name is None:
         return None
     turns = list(history.stored[name])
-    turns.insert(draw(st.integers(0, len(turns))), draw(st.sampled_from((StoredTurn(("turn-abcdef-0-7-7",)), StoredTurn((), "hello")))))
+    turns.insert(
+        draw(st.integers(0, len(turns))),
+        draw(st.sampled_from((StoredTurn(("turn-abcdef-0-7-7",)), StoredTurn((), "hello")))),
+    )
     return _replace(history, name, turns)
 
 

@@ -1,4 +1,4 @@
-"""The checker: every kind of violation is found when it is planted, and nothing is found in a history that keeps its promises."""
+"""The checker finds every kind of violation that is planted, and nothing in a history that keeps its promises."""
 
 import dataclasses
 
@@ -11,7 +11,9 @@ from tests.history.checker import KINDS, check
 from tests.history.history import OK, UNKNOWN, Attempt, Get, History, ModelCall, StoredTurn, Window
 
 WEB = "web:abcdef-0"
-RELAXED = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
+RELAXED = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow]
+)
 
 
 def talk(turns=4, **options):
@@ -37,7 +39,11 @@ def with_line(history, *numbers):
 
 def with_view(history, number, *shown):
     calls = [
-        dataclasses.replace(call, tokens=(*map(token, shown), token(number))) if call.tokens[-1] == token(number) else call
+        (
+            dataclasses.replace(call, tokens=(*map(token, shown), token(number)))
+            if call.tokens[-1] == token(number)
+            else call
+        )
         for call in history.calls
     ]
     return dataclasses.replace(history, calls=tuple(calls))
@@ -193,13 +199,21 @@ def test_a_turn_is_acknowledged_by_any_answer_and_refused_only_by_refusals():
 
 
 def test_totals():
-    world = World().turn(repeated=True).turn(outcome="unknown").turn(outcome="lost").turn(1, outcome="refused").turn(1, after=90)
+    world = (
+        World()
+        .turn(repeated=True)
+        .turn(outcome="unknown")
+        .turn(outcome="lost")
+        .turn(1, outcome="refused")
+        .turn(1, after=90)
+    )
     gets = (Get(0, 0.5, 200), Get(1, 3, 503, "503"))
     history = dataclasses.replace(world.history(), gets=gets, window=Window("kill", 28, 29))
     totals = check(history).totals
     assert totals == {
         "conversations": 2, "turns": 5, "requests": 7, "acknowledged": 2, "refused": 1, "unknown": 2,
-        "errors": {"connection lost": 3, "503 turn_not_started": 1}, "median_turn": 2, "longest_stall": 91, "turns_during_fault": 2,
+        "errors": {"connection lost": 3, "503 turn_not_started": 1}, "median_turn": 2,
+        "longest_stall": 91, "turns_during_fault": 2,
         "gets": 2, "get_errors": {"503": 1}, "longest_get": 2,
     }  # fmt: skip
 

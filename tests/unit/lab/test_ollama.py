@@ -1,7 +1,9 @@
 """The tiny model's file is read back by a reader of the GGUF format; the builder of the server says what it lacks."""
 
+import hashlib
 import io
 import json
+import pathlib
 import shutil
 import struct
 import types
@@ -71,30 +73,33 @@ def model(written):
 def test_the_shapes_are_those_the_metadata_promises(model):
     metadata, tensors = model
     width, feed_forward = metadata["llama.embedding_length"], metadata["llama.feed_forward_length"]
+    head = metadata["llama.attention.key_length"]
     tokens = len(metadata["tokenizer.ggml.tokens"])
     assert {name.removesuffix(".weight"): shape for name, (shape, _values) in tensors.items()} == {
         "token_embd": (width, tokens),
         "output_norm": (width,),
         "output": (width, tokens),
         "blk.0.attn_norm": (width,),
-        "blk.0.attn_q": (width, width),
-        "blk.0.attn_k": (width, width),
-        "blk.0.attn_v": (width, width),
-        "blk.0.attn_output": (width, width),
+        "blk.0.attn_q": (width, head),
+        "blk.0.attn_k": (width, head),
+        "blk.0.attn_v": (width, head),
+        "blk.0.attn_output": (head, width),
         "blk.0.ffn_norm": (width,),
         "blk.0.ffn_gate": (width, feed_forward),
         "blk.0.ffn_up": (width, feed_forward),
         "blk.0.ffn_down": (feed_forward, width),
     }
+    assert head == metadata["llama.attention.value_length"] == metadata["llama.rope.dimension_count"]
     assert metadata["general.architecture"] == "llama" and metadata["llama.block_count"] == 1
 
 
 def test_the_tokenizer_reads_every_byte(model):
     metadata, _tensors = model
     tokens = metadata["tokenizer.ggml.tokens"]
-    assert len(set(tokens)) == len(tokens) == len(metadata["tokenizer.ggml.scores"]) == len(metadata["tokenizer.ggml.token_type"])
+    assert len(set(tokens)) == len(tokens)
+    assert len(metadata["tokenizer.ggml.scores"]) == len(metadata["tokenizer.ggml.token_type"]) == len(tokens)
     assert {f"<0x{byte:02X}>" for byte in range(256)} <= set(tokens)
-    assert tokens[metadata["tokenizer.ggml.bos_token_id"]] == "<s>" and tokens[metadata["tokenizer.ggml.eos_token_id"]] == "</s>"
+    assert [tokens[metadata[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos")] == ["<s>", "</s>"]
 
 
 def test_no_layer_writes_to_the_rails(model):
@@ -116,7 +121,8 @@ def allowed(model, after):
         return rows[name][start + tiny_model.ALWAYS], rows[name][start + tiny_model.SYLLABLE]
 
     always, syllable = rails("token_embd", after)
-    return {token for token in tokens if always * rails("output", token)[0] + syllable * rails("output", token)[1] > -10}
+    logits = {token: always * rails("output", token)[0] + syllable * rails("output", token)[1] for token in tokens}
+    return {token for token, logit in logits.items() if logit > -10}
 
 
 def test_an_answer_begins_with_a_syllable_and_ends_only_after_one(model):
@@ -127,17 +133,17 @@ def test_an_answer_begins_with_a_syllable_and_ends_only_after_one(model):
 
 
 def test_the_same_bytes_every_time(written, tmp_path):
-    directory, _models = written
     tiny_model.write(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {path.name: path.read_bytes() for path in directory.iterdir()}
+    for path in written[0].iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_second_model_is_made_from_the_first(written):
+def test_the_second_model_is_made_from_the_first_and_changes_with_it(written):
     _directory, (weights, model) = written
-    with open(weights["file"], "rb") as file:
-        assert file.read(4) == b"GGUF"
-    with open(model["file"], encoding="utf-8") as file:
-        assert file.readline() == f"FROM {weights['name'].removesuffix(':latest')}\n"
+    raw, text = (pathlib.Path(entry["file"]).read_bytes() for entry in (weights, model))
+    assert raw.startswith(b"GGUF")
+    assert text.decode().startswith(f"FROM {weights['name'].removesuffix(':latest')}\n")
+    assert hashlib.sha256(raw).hexdigest() in text.decode()
 
 
 @pytest.mark.parametrize(
@@ -156,9 +162,10 @@ def test_go_is_new_enough(version, enough):
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine with nothing built: ``has`` lists its programs, ``commands`` what was run, ``answers`` what prints what."""
+    """A machine with nothing built: ``has`` its programs, ``commands`` what was run, ``answers`` what prints what."""
 
-    state = types.SimpleNamespace(has=["g++", "go"], commands=[], answers={"go version": "go version go1.26.8 linux/amd64"})
+    answers = {"go version": "go version go1.26.8 linux/amd64"}
+    state = types.SimpleNamespace(has=["g++", "go"], commands=[], answers=answers)
 
     def run(*command, **options):
         line = " ".join(str(word) for word in command)
@@ -208,4 +215,4 @@ def test_it_builds_once(machine, tmp_path):
     assert binary.read_text() == "binary"
     count = len(machine.commands)
     assert ollama.ensure() == binary and len(machine.commands) == count
-    assert [path.name for path in ollama.CACHE.iterdir()] == [binary.parent.name], "scratch files were left"
+    assert {path.name for path in ollama.CACHE.iterdir()} == {binary.parent.name, "include"}, "scratch files were left"

@@ -11,8 +11,10 @@ import { handleMessage } from "./lib/message.js";
 import { currentRuntime, replaceRuntime, Runtime, stopRuntime } from "./lib/runtime.js";
 
 /** The gateway logs all plugins under one name. */
-const named = (logger) => Object.fromEntries(["info", "warn", "error"].map(
-  (level) => [level, (text) => logger[level](`shared-state: ${text}`)]));
+const named = (logger) =>
+  Object.fromEntries(
+    ["info", "warn", "error"].map((level) => [level, (text) => logger[level](`shared-state: ${text}`)]),
+  );
 
 export default {
   id: "shared-state",
@@ -22,9 +24,13 @@ export default {
   register(api) {
     let config;
     const settings = () => (config ??= resolveConfig(api.pluginConfig));
-    const create = () => new Runtime({
-      config: settings(), log: named(api.logger), version: api.runtime.version, connect: () => connectRedis(settings()),
-    });
+    const create = () =>
+      new Runtime({
+        config: settings(),
+        log: named(api.logger),
+        version: api.runtime.version,
+        connect: () => connectRedis(settings()),
+      });
     const current = () => currentRuntime(create);
 
     api.registerService({
@@ -36,13 +42,19 @@ export default {
     const hooks = createHooks(current);
     for (const [name, handler] of Object.entries(hooks)) api.on(name, handler);
     // A channel's /new and /reset arrive here; both ways lead to the same, and twice does no harm.
-    api.registerHook(["command:new", "command:reset"], (event) => hooks.before_reset(event, event),
-      { name: "shared-state-reset", description: "Forgets a conversation that its user has reset" });
-    api.registerHttpRoute({
-      path: "/api/v1/message", auth: "gateway", handler: async (req, res) => handleMessage(await current(), req, res),
+    api.registerHook(["command:new", "command:reset"], (event) => hooks.before_reset(event, event), {
+      name: "shared-state-reset",
+      description: "Forgets a conversation that its user has reset",
     });
     api.registerHttpRoute({
-      path: "/api/v1/health", auth: "plugin", handler: async (_req, res) => sendJson(res, 200, (await current()).health()),
+      path: "/api/v1/message",
+      auth: "gateway",
+      handler: async (req, res) => handleMessage(await current(), req, res),
+    });
+    api.registerHttpRoute({
+      path: "/api/v1/health",
+      auth: "plugin",
+      handler: async (_req, res) => sendJson(res, 200, (await current()).health()),
     });
   },
 };

@@ -7,9 +7,13 @@ import { setTimeout as sleep } from "node:timers/promises";
 const POLL_MS = 100;
 const LEASE_MS = 10000;
 
-/** A thing that must happen once over all replicas: taken with a lease, renewed while it runs, settled with its result. */
+/** A thing that must happen once over all replicas: taken with a lease, renewed while it runs, then settled. */
 export class Claim {
-  #store; #key; #owner; #fingerprint; #timer;
+  #store;
+  #key;
+  #owner;
+  #fingerprint;
+  #timer;
 
   constructor(store, key, owner, fingerprint = "") {
     this.#store = store;

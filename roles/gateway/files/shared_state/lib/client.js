@@ -5,8 +5,8 @@
 import { Redis } from "ioredis";
 
 /**
- * Options for ioredis, measured under kill -9 and SIGSTOP of the primary: commands time out instead of queueing, nothing
- * is resent behind our back (we retry what is idempotent ourselves), a switched primary is noticed at once.
+ * Options for ioredis, measured under kill -9 and SIGSTOP of the primary: commands time out instead of queueing,
+ * nothing is resent behind our back (we retry what is idempotent ourselves), a switched primary is noticed at once.
  * @param {object} config settings of resolveConfig
  */
 function redisOptions(config) {

@@ -56,11 +56,19 @@ export class TurnEngine {
   #entry;
 
   /** @param {() => Promise<import("./runtime.js").Runtime>} runtime */
-  constructor(runtime) { this.#runtime = runtime; }
+  constructor(runtime) {
+    this.#runtime = runtime;
+  }
 
-  async bootstrap() { return { bootstrapped: true }; }
-  async ingest() { return { ingested: true }; }
-  async maintain() { return { changed: false, bytesFreed: 0, rewrittenEntries: 0 }; }
+  async bootstrap() {
+    return { bootstrapped: true };
+  }
+  async ingest() {
+    return { ingested: true };
+  }
+  async maintain() {
+    return { changed: false, bytesFreed: 0, rewrittenEntries: 0 };
+  }
 
   async assemble({ sessionKey, sessionId, messages, prompt, tokenBudget }) {
     const conv = parseSessionKey(sessionKey);
@@ -114,7 +122,11 @@ export class TurnEngine {
     this.#endSession(runtime);
     void runtime.settleClaims(sessionKey, true);
     const record = {
-      op: "turn", conv, turn, base: this.#base, epoch: this.#epoch,
+      op: "turn",
+      conv,
+      turn,
+      base: this.#base,
+      epoch: this.#epoch,
       owner: this.#lock?.owner ?? newOwner(runtime),
       ...this.#reservation?.idempotent(replyOf(turn.messages)),
     };
@@ -145,7 +157,12 @@ export class TurnEngine {
     const conv = parseSessionKey(sessionKey);
     if (!conv) return { ok: true, compacted: false, reason: "this session is not a shared conversation" };
     const runtime = await this.#runtime();
-    const turns = this.#lock?.view?.turns ?? await runtime.store.read(conv).then((view) => view.turns, () => []);
+    const turns =
+      this.#lock?.view?.turns ??
+      (await runtime.store.read(conv).then(
+        (view) => view.turns,
+        () => [],
+      ));
     const shown = estimateAll(this.#lastHistory) || estimateAll(turns.flatMap(({ messages }) => messages));
     if (!shown) return { ok: true, compacted: false, reason: "there is no history to drop" };
     this.#compactions += 1;
@@ -181,8 +198,9 @@ export class TurnEngine {
     this.#endSession(runtime);
     runtime.metrics.add("turns_given_up");
     await runtime.settleClaims(sessionKey, false);
-    await closeGivenUpTurn(sessionKey, sessionId)
-      .catch((error) => runtime.log.warn(`A given-up turn of ${sessionKey} stays in the local transcript: ${error.message}`));
+    await closeGivenUpTurn(sessionKey, sessionId).catch((error) =>
+      runtime.log.warn(`A given-up turn of ${sessionKey} stays in the local transcript: ${error.message}`),
+    );
   }
 
   #endSession(runtime) {
@@ -191,7 +209,7 @@ export class TurnEngine {
     this.#session = null;
   }
 
-  /** Takes over what POST /api/v1/message has prepared for this session: its lock, and where it waits for the outcome. */
+  /** Takes over what POST /api/v1/message has prepared for this session: its lock, and where it awaits the outcome. */
   #adopt(runtime, sessionKey, prompt) {
     const reservation = runtime.reservations.get(sessionKey);
     if (!reservation) return;
@@ -218,7 +236,9 @@ export class TurnEngine {
       this.#locked = false;
       if (error instanceof Busy) {
         metrics.add("lock_timeouts");
-        log.warn(`${error.message}: after ${config.lockWaitMs} ms a turn goes on without its lock and will be appended late`);
+        log.warn(
+          `${error.message}: after ${config.lockWaitMs} ms a turn goes on without its lock and will be appended late`,
+        );
         const view = await store.read(conv).catch(() => null);
         if (view) return this.#use(runtime, conv, view);
       } else if (!(error instanceof RedisAway)) {
@@ -247,7 +267,8 @@ export class TurnEngine {
   /** Somebody else took the conversation while this turn was frozen. */
   async #overtaken(runtime, record) {
     runtime.metrics.add("turns_fenced");
-    this.#lock.forget();
+    // It may still be ours: a failover can lose the turn before this one.
+    await this.#lock.release();
     if (this.#reservation) {
       this.#report("refused");
       return { status: "committed" };
@@ -259,9 +280,11 @@ export class TurnEngine {
   async #keep(runtime, record) {
     if (this.#locked && !runtime.link.away) await this.#lock.release();
     this.#lock?.forget();
-    this.#report(await runtime.keep(record) ? "kept" : "lost");
+    this.#report((await runtime.keep(record)) ? "kept" : "lost");
     return { status: "committed" };
   }
 
-  #report(outcome) { if (this.#reservation) this.#reservation.outcome = outcome; }
+  #report(outcome) {
+    if (this.#reservation) this.#reservation.outcome = outcome;
+  }
 }

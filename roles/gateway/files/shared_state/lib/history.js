@@ -10,8 +10,13 @@
 const partsOf = (message) => (Array.isArray(message.content) ? message.content : []);
 
 /** Text of a message, whatever shape its content has. */
-export const textOf = (message) => (typeof message?.content === "string" ? message.content
-  : partsOf(message ?? {}).filter((part) => part.type === "text").map((part) => part.text ?? "").join(""));
+export const textOf = (message) =>
+  typeof message?.content === "string"
+    ? message.content
+    : partsOf(message ?? {})
+        .filter((part) => part.type === "text")
+        .map((part) => part.text ?? "")
+        .join("");
 
 /** Estimated tokens of a message: a quarter of its UTF-8 bytes, so that other scripts are not counted short. */
 export const estimateTokens = (message) => Math.ceil(Buffer.byteLength(JSON.stringify(message.content ?? "")) / 4) + 8;
@@ -35,7 +40,10 @@ export function cleanTurn(messages) {
       if (called.has(message.toolCallId)) kept.push(message);
       continue;
     }
-    if (message.role === "user" || !Array.isArray(message.content)) { kept.push(message); continue; }
+    if (message.role === "user" || !Array.isArray(message.content)) {
+      kept.push(message);
+      continue;
+    }
     const content = message.content.filter((part) => part.type !== "toolCall" || results.has(part.id));
     const empty = !content.some((part) => part.type !== "text" || part.text);
     if (empty) continue;
@@ -51,11 +59,16 @@ export const replyOf = (messages) => textOf(messages.findLast(({ role }) => role
 /** The same turn without its tool traffic: first user message and last answer. */
 const condensed = (turn) => ({
   ...turn,
-  messages: [turn.messages.find(({ role }) => role === "user"),
-    turn.messages.findLast((message) => message.role === "assistant" && textOf(message))]
+  messages: [
+    turn.messages.find(({ role }) => role === "user"),
+    turn.messages.findLast((message) => message.role === "assistant" && textOf(message)),
+  ]
     .filter(Boolean)
-    .map((message) => (message.role === "assistant" && Array.isArray(message.content)
-      ? { ...message, content: message.content.filter((part) => part.type !== "toolCall") } : message)),
+    .map((message) =>
+      message.role === "assistant" && Array.isArray(message.content)
+        ? { ...message, content: message.content.filter((part) => part.type !== "toolCall") }
+        : message,
+    ),
 });
 
 /**
@@ -92,13 +105,17 @@ export function turnsOf(messages) {
     if (message.role === "user" || !groups.length) groups.push([]);
     groups.at(-1).push(message);
   }
-  return groups.map((group, index) => ({ id: `local-${index}`, messages: cleanTurn(group) }))
+  return groups
+    .map((group, index) => ({ id: `local-${index}`, messages: cleanTurn(group) }))
     .filter(({ messages: kept }) => kept.some(({ role }) => role === "assistant"));
 }
 
 const same = (a, b) => a && b && a.role === b.role && a.timestamp === b.timestamp;
-const startsWith = (messages, prefix) => prefix.length > 0 && messages.length >= prefix.length
-  && same(messages[0], prefix[0]) && same(messages[prefix.length - 1], prefix.at(-1));
+const startsWith = (messages, prefix) =>
+  prefix.length > 0 &&
+  messages.length >= prefix.length &&
+  same(messages[0], prefix[0]) &&
+  same(messages[prefix.length - 1], prefix.at(-1));
 
 /**
  * What the gateway holds beyond history when it assembles again within one turn (a provider timed out, a tool was

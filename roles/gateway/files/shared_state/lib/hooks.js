@@ -21,8 +21,12 @@ export const createHooks = (current) => ({
     const runtime = await current();
     const { config, metrics, store } = runtime;
     const sessionKey = event.sessionKey ?? ctx.sessionKey ?? "";
-    const key = store.dedupeKey([ctx.channelId ?? event.channel, ctx.accountId,
-      ctx.conversationId ?? ctx.senderId ?? event.senderId ?? sessionKey, messageId]);
+    const key = store.dedupeKey([
+      ctx.channelId ?? event.channel,
+      ctx.accountId,
+      ctx.conversationId ?? ctx.senderId ?? event.senderId ?? sessionKey,
+      messageId,
+    ]);
     const claim = new Claim(store, key, `${config.replica}/${randomUUID()}`);
     const keepMs = (config.turnTimeoutSeconds + 60) * 1000;
     try {
@@ -34,7 +38,10 @@ export const createHooks = (current) => ({
       }
     } catch (error) {
       if (!(error instanceof RedisAway)) throw error;
-      if (runtime.answers.get(key)) { metrics.add("webhooks_duplicate"); return { handled: true }; }
+      if (runtime.answers.get(key)) {
+        metrics.add("webhooks_duplicate");
+        return { handled: true };
+      }
     }
     runtime.answers.set(key, { state: "done" });
     if (!runtime.claims.has(sessionKey)) runtime.claims.set(sessionKey, new Set());

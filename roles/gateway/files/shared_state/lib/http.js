@@ -49,18 +49,30 @@ export function sendError(res, error) {
 export function postJson(url, { headers, body, signal }) {
   const payload = Buffer.from(JSON.stringify(body));
   return new Promise((resolve, reject) => {
-    const request = http.request(url, {
-      method: "POST", agent, signal,
-      headers: { ...headers, "content-type": "application/json", "content-length": payload.length },
-    }, async (response) => {
-      try {
-        const chunks = [];
-        for await (const chunk of response) chunks.push(chunk);
-        let parsed;
-        try { parsed = JSON.parse(Buffer.concat(chunks).toString("utf8")); } catch { /* not JSON: only the status counts */ }
-        resolve({ status: response.statusCode, body: parsed });
-      } catch (error) { reject(error); }
-    });
+    const request = http.request(
+      url,
+      {
+        method: "POST",
+        agent,
+        signal,
+        headers: { ...headers, "content-type": "application/json", "content-length": payload.length },
+      },
+      async (response) => {
+        try {
+          const chunks = [];
+          for await (const chunk of response) chunks.push(chunk);
+          let parsed;
+          try {
+            parsed = JSON.parse(Buffer.concat(chunks).toString("utf8"));
+          } catch {
+            /* not JSON: only the status counts */
+          }
+          resolve({ status: response.statusCode, body: parsed });
+        } catch (error) {
+          reject(error);
+        }
+      },
+    );
     request.on("error", reject);
     request.end(payload);
   });

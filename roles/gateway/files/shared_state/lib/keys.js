@@ -9,20 +9,35 @@
 
 // Sessions that the gateway runs for itself, and one-off requests without a user: nobody continues them elsewhere.
 const INTERNAL = new Set([
-  "internal-session-effects", "subagent", "cron", "hook", "acp", "heartbeat", "openai", "openresponses", "temp", "boot",
+  "internal-session-effects",
+  "subagent",
+  "cron",
+  "hook",
+  "acp",
+  "heartbeat",
+  "openai",
+  "openresponses",
+  "temp",
+  "boot",
 ]);
 // The gateway may lower-case session keys, so anything but these is written as ~ and two hex digits per byte.
 const PLAIN = /^[a-z0-9._@+=-]$/;
 
 const escapeUser = (user) =>
-  [...user].map((char) => (PLAIN.test(char) ? char
-    : [...Buffer.from(char)].map((byte) => `~${byte.toString(16).padStart(2, "0")}`).join(""))).join("");
+  [...user]
+    .map((char) =>
+      PLAIN.test(char) ? char : [...Buffer.from(char)].map((byte) => `~${byte.toString(16).padStart(2, "0")}`).join(""),
+    )
+    .join("");
 
 const unescapeUser = (text) => {
   const bytes = [];
   for (let i = 0; i < text.length; i += 1) {
     const hex = /^~([0-9a-f]{2})/.exec(text.slice(i, i + 3));
-    if (hex) { bytes.push(parseInt(hex[1], 16)); i += 2; } else bytes.push(...Buffer.from(text[i]));
+    if (hex) {
+      bytes.push(parseInt(hex[1], 16));
+      i += 2;
+    } else bytes.push(...Buffer.from(text[i]));
   }
   return Buffer.from(bytes).toString();
 };
@@ -70,7 +85,8 @@ export function parseSessionKey(sessionKey) {
     return conversation(scope + rest[0], unescapeUser(rest.slice(1).join(":")));
   }
   if (kind === "openai-user") {
-    return rest.length >= 2 ? conversation(scope + rest[0], rest.slice(1).join(":"))
+    return rest.length >= 2
+      ? conversation(scope + rest[0], rest.slice(1).join(":"))
       : conversation(`${scope}openai`, rest[0]);
   }
   if (rest[0] === "direct" && rest.length >= 2) return conversation(scope + kind, rest.slice(1).join(":"));

@@ -16,7 +16,14 @@ const STUCK_PROBES = 3;
  * it on the same one.
  */
 export class Link {
-  #config; #log; #metrics; #outage; #connect; #lastError; #onBack; #heartbeatKey;
+  #config;
+  #log;
+  #metrics;
+  #outage;
+  #connect;
+  #lastError;
+  #onBack;
+  #heartbeatKey;
   #clients = {};
   #stopped = false;
   #stuck = 0;
@@ -42,11 +49,17 @@ export class Link {
   }
 
   /** True unless an outage is known or suspected. */
-  get healthy() { return !this.#outage.suspected && this.#clients.turns.status === "ready"; }
-  get away() { return this.#outage.away; }
+  get healthy() {
+    return !this.#outage.suspected && this.#clients.turns.status === "ready";
+  }
+  get away() {
+    return this.#outage.away;
+  }
 
   /** Starts the background probe, which notices an outage before a turn does, and its end without one. */
-  start() { void this.#probeLoop(); }
+  start() {
+    void this.#probeLoop();
+  }
 
   stop() {
     this.#stopped = true;
@@ -83,8 +96,10 @@ export class Link {
     if (!this.#lastError || !/Connection is closed|Stream isn't writeable/.test(error.message)) this.#lastError = error;
     if (!this.#outage.failed(Date.now())) return;
     this.#metrics.add("redis_outages");
-    this.#log.warn(`Redis is away (${this.#lastError.message}). Answers go on from local history; `
-      + "turns are kept on this host and written to Redis when it is back.");
+    this.#log.warn(
+      `Redis is away (${this.#lastError.message}). Answers go on from local history; ` +
+        "turns are kept on this host and written to Redis when it is back.",
+    );
   }
 
   #succeeded() {
@@ -112,8 +127,11 @@ export class Link {
   async #probe() {
     const { turns, commits } = this.#clients;
     await commits.ping();
-    const answers = await turns.multi().hset(this.#heartbeatKey, "heartbeat_at", Date.now())
-      .expire(this.#heartbeatKey, this.#config.metricsTtlSeconds).exec();
+    const answers = await turns
+      .multi()
+      .hset(this.#heartbeatKey, "heartbeat_at", Date.now())
+      .expire(this.#heartbeatKey, this.#config.metricsTtlSeconds)
+      .exec();
     for (const [error] of answers) if (error) throw error;
   }
 
@@ -122,7 +140,9 @@ export class Link {
     for (const name of ["turns", "commits"]) {
       this.#clients[name]?.disconnect();
       this.#clients[name] = this.#connect();
-      this.#clients[name].on("error", (error) => { this.#lastError = error; });
+      this.#clients[name].on("error", (error) => {
+        this.#lastError = error;
+      });
     }
   }
 }

@@ -17,7 +17,9 @@ export class Busy extends Error {
 
 /** One turn's right to extend one conversation, with a lease that a timer renews. */
 export class ConversationLock {
-  #store; #config; #timer;
+  #store;
+  #config;
+  #timer;
   #view = null;
 
   /**
@@ -34,11 +36,14 @@ export class ConversationLock {
   }
 
   /** The latest view; null before the first acquire. @returns {import("./store.js").View|null} */
-  get view() { return this.#view; }
+  get view() {
+    return this.#view;
+  }
 
   /**
-   * Takes the lock or makes sure that it is still ours; when somebody else's turn came between, the conversation is read
-   * again. Called at every assemble, so that a turn that was frozen past its lease goes on from what was said meanwhile.
+   * Takes the lock or makes sure that it is still ours; when somebody else's turn came between, the conversation is
+   * read again. Called at every assemble, so that a turn that was frozen past its lease goes on from what was said
+   * meanwhile.
    * @param {{waitMs: number, signal?: AbortSignal, once?: boolean}} options
    * @returns {Promise<import("./store.js").View>}
    * @throws {Busy} when it stays taken for waitMs; RedisAway; AbortError
@@ -50,7 +55,10 @@ export class ConversationLock {
       const view = await this.#store.begin(this.conv, this.owner, this.#view, { once });
       if (!("busyMs" in view)) {
         this.#view = view;
-        if (signal?.aborted) { await this.release(); signal.throwIfAborted(); }
+        if (signal?.aborted) {
+          await this.release();
+          signal.throwIfAborted();
+        }
         this.#startRenewal();
         return this.#view;
       }

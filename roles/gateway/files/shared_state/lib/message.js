@@ -25,12 +25,14 @@ export async function handleMessage(runtime, req, res) {
     return sendJson(res, 405, new HttpError(405, "method_not_allowed", "Use POST.").body, { allow: "POST" });
   }
   const gone = new AbortController();
-  res.once("close", () => { if (!res.writableFinished) gone.abort(); });
+  res.once("close", () => {
+    if (!res.writableFinished) gone.abort();
+  });
   try {
     const request = parseRequest(await readBody(req, runtime.config.messageMaxBytes), req.headers["idempotency-key"]);
     runtime.metrics.add("messages");
-    const authorization = req.headers.authorization
-      ?? (runtime.config.gatewayToken ? `Bearer ${runtime.config.gatewayToken}` : undefined);
+    const authorization =
+      req.headers.authorization ?? (runtime.config.gatewayToken ? `Bearer ${runtime.config.gatewayToken}` : undefined);
     const { body, replayed } = await once(runtime, request, gone.signal, authorization);
     return sendJson(res, 200, body, replayed ? { "idempotency-replayed": "true" } : {});
   } catch (error) {
@@ -61,12 +63,17 @@ async function once(runtime, request, signal, authorization) {
     await claim.settle(doneAnswer(request, body), config.idempotencyTtlSeconds);
     return { body, replayed: false };
   } catch (error) {
-    if (!(error instanceof Answered)) { await claim.settle(null); throw error; }
+    if (!(error instanceof Answered)) {
+      await claim.settle(null);
+      throw error;
+    }
     // While this replica was frozen, another one took the claim over and answered.
     const present = await claim.take({ waitMs: config.routeWaitMs, signal, keepMs: 0 });
     if (present) return { body: answerOf(present, request), replayed: true };
     await claim.settle(null);
-    throw new HttpError(409, "request_in_progress", "A request with this key was answered meanwhile.", { retryAfter: 1 });
+    throw new HttpError(409, "request_in_progress", "A request with this key was answered meanwhile.", {
+      retryAfter: 1,
+    });
   }
 }
 
@@ -97,7 +104,9 @@ function answerOf(present, request) {
     throw new HttpError(422, "idempotency_key_reused", "This key was used for another message.");
   }
   if (present.state === "done") return present.body;
-  throw new HttpError(409, "request_in_progress", "A request with this key is still being answered.", { retryAfter: 2 });
+  throw new HttpError(409, "request_in_progress", "A request with this key is still being answered.", {
+    retryAfter: 2,
+  });
 }
 
 /** The request's idempotency key was answered by another turn. */
@@ -125,7 +134,9 @@ class MessageTurn {
       this.runtime.metrics.add("messages_retried");
       await sleep(PAUSE_MS * attempt, undefined, { signal: this.signal });
     }
-    throw new HttpError(503, "turn_not_started", "The turn could not be run now; it has left no trace.", { retryAfter: 1 });
+    throw new HttpError(503, "turn_not_started", "The turn could not be run now; it has left no trace.", {
+      retryAfter: 1,
+    });
   }
 
   /**
@@ -136,14 +147,20 @@ class MessageTurn {
     const { config, reservations } = this.runtime;
     const lock = await this.#lock();
     const reservation = {
-      lock, message: this.request.message, adopted: false, outcome: undefined,
+      lock,
+      message: this.request.message,
+      adopted: false,
+      outcome: undefined,
       idempotent: (reply) => this.#idempotency(reply),
     };
     reservations.set(this.sessionKey, reservation);
     const timeout = AbortSignal.timeout(config.turnTimeoutSeconds * 1000);
     try {
       const { status, body } = await postJson(new URL("/v1/chat/completions", config.gatewayUrl), {
-        headers: { "x-openclaw-session-key": this.sessionKey, ...(this.authorization && { authorization: this.authorization }) },
+        headers: {
+          "x-openclaw-session-key": this.sessionKey,
+          ...(this.authorization && { authorization: this.authorization }),
+        },
         body: { model: "openclaw/default", messages: [{ role: "user", content: this.request.message }] },
         signal: AbortSignal.any([this.signal, timeout]),
       });
@@ -156,12 +173,15 @@ class MessageTurn {
       }
       if (reservation.outcome === undefined) {
         this.runtime.metrics.add("turns_unrecorded");
-        this.runtime.log.error(`A turn of ${this.conv.id} was answered, but the gateway did not hand it over for storing`);
+        this.runtime.log.error(
+          `A turn of ${this.conv.id} was answered, but the gateway did not hand it over for storing`,
+        );
       }
       return { outcome: reservation.outcome, body: this.#body(reply) };
     } catch (error) {
       if (error instanceof HttpError || this.signal.aborted) throw error;
-      if (timeout.aborted) throw new HttpError(504, "turn_timeout", `The turn took more than ${config.turnTimeoutSeconds} s.`);
+      if (timeout.aborted)
+        throw new HttpError(504, "turn_timeout", `The turn took more than ${config.turnTimeoutSeconds} s.`);
       this.runtime.log.error(`This gateway cannot be reached at ${config.gatewayUrl}: ${error.message}`);
       throw new HttpError(503, "gateway_unavailable", "This gateway takes no new turns now.", { retryAfter: 1 });
     } finally {
@@ -180,7 +200,9 @@ class MessageTurn {
     } catch (error) {
       if (error instanceof Busy) {
         metrics.add("lock_timeouts");
-        throw new HttpError(409, "conversation_busy", "Another turn of this conversation is still running.", { retryAfter: 2 });
+        throw new HttpError(409, "conversation_busy", "Another turn of this conversation is still running.", {
+          retryAfter: 2,
+        });
       }
       if (!(error instanceof RedisAway)) throw error;
     }
@@ -190,7 +212,10 @@ class MessageTurn {
   #body(reply) {
     const { channel, user, messageId } = this.request;
     return {
-      reply, channel, user_id: user, replica: this.runtime.config.replica,
+      reply,
+      channel,
+      user_id: user,
+      replica: this.runtime.config.replica,
       ...(messageId !== undefined && { message_id: messageId }),
     };
   }

@@ -9,9 +9,15 @@ export class Metrics {
   #counters = new Map();
   #timer;
 
-  add(name, amount = 1) { this.#counters.set(name, (this.#counters.get(name) ?? 0) + amount); }
-  get(name) { return this.#counters.get(name) ?? 0; }
-  snapshot() { return Object.fromEntries([...this.#counters].sort(([a], [b]) => (a < b ? -1 : 1))); }
+  add(name, amount = 1) {
+    this.#counters.set(name, (this.#counters.get(name) ?? 0) + amount);
+  }
+  get(name) {
+    return this.#counters.get(name) ?? 0;
+  }
+  snapshot() {
+    return Object.fromEntries([...this.#counters].sort(([a], [b]) => (a < b ? -1 : 1)));
+  }
 
   /**
    * @param {(fields: object) => Promise<void>} write
@@ -24,5 +30,7 @@ export class Metrics {
     this.#timer.unref();
   }
 
-  stop() { clearInterval(this.#timer); }
+  stop() {
+    clearInterval(this.#timer);
+  }
 }

@@ -7,7 +7,8 @@ const TIMEOUT_MS = 2000;
 
 /** Asks Ollama for its version now and then, so that the health route can answer at once. */
 export class OllamaCheck {
-  #url; #timer;
+  #url;
+  #timer;
   /** null: none is configured. */
   healthy = null;
 
@@ -23,7 +24,9 @@ export class OllamaCheck {
     this.#timer.unref();
   }
 
-  stop() { clearInterval(this.#timer); }
+  stop() {
+    clearInterval(this.#timer);
+  }
 
   async #check() {
     try {

@@ -29,13 +29,21 @@ export class Outage {
   #since = null;
   #away = false;
 
-  constructor(waitMs) { this.#waitMs = waitMs; }
+  constructor(waitMs) {
+    this.#waitMs = waitMs;
+  }
 
-  get away() { return this.#away; }
-  get suspected() { return this.#since !== null; }
+  get away() {
+    return this.#away;
+  }
+  get suspected() {
+    return this.#since !== null;
+  }
 
   /** Milliseconds since the first failure; 0 when there is none. */
-  lasted(now) { return this.#since === null ? 0 : now - this.#since; }
+  lasted(now) {
+    return this.#since === null ? 0 : now - this.#since;
+  }
 
   /** @returns {boolean} true when this failure turns a suspicion into an outage */
   failed(now) {

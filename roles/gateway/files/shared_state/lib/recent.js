@@ -7,13 +7,20 @@ export class Recent {
   #limit;
   #entries = new Map();
 
-  constructor(limit) { this.#limit = limit; }
+  constructor(limit) {
+    this.#limit = limit;
+  }
 
-  get size() { return this.#entries.size; }
+  get size() {
+    return this.#entries.size;
+  }
 
   get(key) {
     const value = this.#entries.get(key);
-    if (value !== undefined) { this.#entries.delete(key); this.#entries.set(key, value); }
+    if (value !== undefined) {
+      this.#entries.delete(key);
+      this.#entries.set(key, value);
+    }
     return value;
   }
 
@@ -23,5 +30,7 @@ export class Recent {
     if (this.#entries.size > this.#limit) this.#entries.delete(this.#entries.keys().next().value);
   }
 
-  delete(key) { this.#entries.delete(key); }
+  delete(key) {
+    this.#entries.delete(key);
+  }
 }

@@ -12,9 +12,15 @@ const RETRY_MS = 1000;
  * late and put where its time belongs: turns of several replicas that could not see each other end up in order.
  */
 export class Replayer {
-  #spool; #store; #config; #log; #metrics; #timer;
+  #spool;
+  #store;
+  #config;
+  #log;
+  #metrics;
+  #timer;
   #running = new Map(); // conversation id -> promise
-  #isAway; #onWritten;
+  #isAway;
+  #onWritten;
 
   constructor({ spool, store, config, log, metrics, isAway, onWritten }) {
     this.#spool = spool;
@@ -31,13 +37,17 @@ export class Replayer {
     this.#timer.unref();
   }
 
-  stop() { clearInterval(this.#timer); }
+  stop() {
+    clearInterval(this.#timer);
+  }
 
   /** Tries every conversation once; quick when there is nothing to do. */
   async all() {
     if (this.#isAway()) return;
     for (const id of this.#spool.conversations()) {
-      try { await this.conversation(id); } catch (error) {
+      try {
+        await this.conversation(id);
+      } catch (error) {
         if (error instanceof RedisAway) return;
         this.#log.error(`Kept turns of ${id} cannot be written: ${error.message}`);
       }
@@ -47,7 +57,10 @@ export class Replayer {
   /** Writes what is kept for one conversation; concurrent callers share one attempt. */
   conversation(id) {
     if (!this.#running.has(id)) {
-      this.#running.set(id, this.#replay(id).finally(() => this.#running.delete(id)));
+      this.#running.set(
+        id,
+        this.#replay(id).finally(() => this.#running.delete(id)),
+      );
     }
     return this.#running.get(id);
   }
@@ -55,7 +68,9 @@ export class Replayer {
   async #replay(id) {
     for (const { name, record } of this.#spool.recordsOf(id)) {
       let done;
-      try { done = await this.#write(record); } catch (error) {
+      try {
+        done = await this.#write(record);
+      } catch (error) {
         if (error instanceof RedisAway) throw error;
         if (error.name === "Busy") return;
         this.#log.error(`A kept turn of ${id} was refused by Redis (${error.message}); it is set aside as ${name}.bad`);
@@ -86,8 +101,13 @@ export class Replayer {
       }
       if (status === "discarded" || status === "answered") {
         this.#metrics.add(`turns_${status}`);
-        this.#log.warn(`A kept turn of ${conv.id} was not appended: ${status === "discarded"
-          ? "the conversation was reset after it" : "its idempotency key was answered by another turn"}`);
+        this.#log.warn(
+          `A kept turn of ${conv.id} was not appended: ${
+            status === "discarded"
+              ? "the conversation was reset after it"
+              : "its idempotency key was answered by another turn"
+          }`,
+        );
         return true;
       }
       // An appended turn that no replica confirmed stays on record until one does.

@@ -35,7 +35,8 @@ const invalid = (code, message) => new HttpError(400, code, message);
 
 /**
  * A valid request of POST /api/v1/message.
- * @typedef {{channel: string, user: string, message: string, messageId?: string, key?: string, fingerprint: string}} Request
+ * @typedef {{channel: string, user: string, message: string, messageId?: string, key?: string,
+ *   fingerprint: string}} Request
  */
 
 /**
@@ -47,7 +48,11 @@ const invalid = (code, message) => new HttpError(400, code, message);
  */
 export function parseRequest(text, headerKey) {
   let body;
-  try { body = JSON.parse(text); } catch { throw invalid("invalid_json", "The body is not valid JSON."); }
+  try {
+    body = JSON.parse(text);
+  } catch {
+    throw invalid("invalid_json", "The body is not valid JSON.");
+  }
   if (body === null || typeof body !== "object" || Array.isArray(body)) {
     throw invalid("invalid_body", "The body must be a JSON object.");
   }
@@ -57,22 +62,39 @@ export function parseRequest(text, headerKey) {
     if (typeof body[name] !== "string") throw invalid(`invalid_${name}`, `The field "${name}" must be a string.`);
   }
   if (!CHANNEL.test(body.channel)) {
-    throw invalid("invalid_channel", 'The field "channel" must be 1 to 32 characters of a-z, 0-9, "_" and "-", and begin with a letter or digit.');
+    throw invalid(
+      "invalid_channel",
+      'The field "channel" must be 1 to 32 of a-z, 0-9, "_" and "-", not beginning with a sign.',
+    );
   }
   if (!body.user_id || [...body.user_id].length > 128 || CONTROL.test(body.user_id) || /^\s|\s$/.test(body.user_id)) {
-    throw invalid("invalid_user_id", 'The field "user_id" must be 1 to 128 characters without control characters or surrounding spaces.');
+    throw invalid(
+      "invalid_user_id",
+      'The field "user_id" must be 1 to 128 characters, none of control, no space around.',
+    );
   }
   if (!body.message.trim() || body.message.includes("\0") || !body.message.isWellFormed()) {
-    throw invalid("invalid_message", 'The field "message" must not be empty and must be valid Unicode text without NUL.');
+    throw invalid(
+      "invalid_message",
+      'The field "message" must not be empty and must be valid Unicode text without NUL.',
+    );
   }
   if (body.message_id !== undefined && (typeof body.message_id !== "string" || !KEY.test(body.message_id))) {
-    throw invalid("invalid_message_id", 'The field "message_id" must be 1 to 200 printable ASCII characters without spaces.');
+    throw invalid(
+      "invalid_message_id",
+      'The field "message_id" must be 1 to 200 printable ASCII characters without spaces.',
+    );
   }
   if (headerKey !== undefined && !KEY.test(headerKey)) {
-    throw invalid("invalid_idempotency_key", "The Idempotency-Key header must be 1 to 200 printable ASCII characters without spaces.");
+    throw invalid(
+      "invalid_idempotency_key",
+      "The Idempotency-Key header must be 1 to 200 printable ASCII characters without spaces.",
+    );
   }
   const { channel, user_id: user, message, message_id: messageId } = body;
-  const fingerprint = createHash("sha256").update(JSON.stringify([channel, user, message])).digest("base64url");
+  const fingerprint = createHash("sha256")
+    .update(JSON.stringify([channel, user, message]))
+    .digest("base64url");
   return { channel, user, message, messageId, key: headerKey ?? messageId, fingerprint };
 }
 
@@ -85,10 +107,13 @@ export function parseRequest(text, headerKey) {
  */
 export function turnError(status, error, modelFailed) {
   if (status === 503) {
-    return new HttpError(503, error?.code ?? "gateway_unavailable", "This gateway takes no new turns now.", { retryAfter: 1 });
+    return new HttpError(503, error?.code ?? "gateway_unavailable", "This gateway takes no new turns now.", {
+      retryAfter: 1,
+    });
   }
   if (status === 429) return new HttpError(429, "rate_limited", "Too many requests.", { retryAfter: 5 });
-  if (status === 401 || status === 403) return new HttpError(status, "unauthorized", "The gateway refused the credentials.");
+  if (status === 401 || status === 403)
+    return new HttpError(status, "unauthorized", "The gateway refused the credentials.");
   if (status >= 500 && modelFailed) {
     return new HttpError(502, "provider_failed", "No model provider answered.", { retryAfter: 5 });
   }

@@ -22,7 +22,7 @@ const FLUSH_WAIT_MS = 2000;
 export class Runtime {
   /** Turns that POST /api/v1/message has prepared, by session key. @type {Map<string, object>} */
   reservations = new Map();
-  /** Engines that have assembled a turn and not committed it, by session key. @type {Map<string, {commit: Function}>} */
+  /** Engines with an uncommitted turn, by session key. @type {Map<string, {commit: Function}>} */
   active = new Map();
   /** Outcome of each commit, under way or recent, by advancement key. */
   commits = new Recent(RECENT_ANSWERS);
@@ -45,17 +45,29 @@ export class Runtime {
     this.version = version;
     const { metrics } = this;
     this.link = new Link({
-      config, log, metrics, connect,
+      config,
+      log,
+      metrics,
+      connect,
       heartbeatKey: redisKeys(config.keyPrefix).metrics(config.replica),
       onBack: () => void this.replayer.all(),
     });
     this.store = new Store({ config, link: this.link, metrics });
     this.spool = new Spool({
-      dir: config.spoolDir, maxRecords: config.spoolMaxRecords, maxBytes: config.spoolMaxBytes, log, metrics,
+      dir: config.spoolDir,
+      maxRecords: config.spoolMaxRecords,
+      maxBytes: config.spoolMaxBytes,
+      log,
+      metrics,
     });
     this.replayer = new Replayer({
-      spool: this.spool, store: this.store, config, log, metrics,
-      isAway: () => this.link.away, onWritten: (conv) => this.recent.delete(conv.id),
+      spool: this.spool,
+      store: this.store,
+      config,
+      log,
+      metrics,
+      isAway: () => this.link.away,
+      onWritten: (conv) => this.recent.delete(conv.id),
     });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
@@ -64,22 +76,28 @@ export class Runtime {
   async #start() {
     try {
       await this.spool.open();
-      if (this.spool.size) this.log.warn(`${this.spool.size} kept turns from before the start will be written to Redis`);
+      if (this.spool.size)
+        this.log.warn(`${this.spool.size} kept turns from before the start will be written to Redis`);
     } catch (error) {
-      this.log.error(`The spool ${this.config.spoolDir} cannot be used (${error.message}): `
-        + "turns said while Redis is away would not survive a restart of this gateway");
+      this.log.error(
+        `The spool ${this.config.spoolDir} cannot be used (${error.message}): ` +
+          "turns said while Redis is away would not survive a restart of this gateway",
+      );
     }
     this.link.start();
     this.replayer.start();
     this.ollama.start();
-    this.metrics.start((fields) => this.store.writeMetrics(fields), () => ({
-      replica: this.config.replica,
-      version: this.version,
-      started_at: this.startedAt,
-      heartbeat_at: Date.now(),
-      spool_records: this.spool.size,
-      spool_bytes: this.spool.bytes,
-    }));
+    this.metrics.start(
+      (fields) => this.store.writeMetrics(fields),
+      () => ({
+        replica: this.config.replica,
+        version: this.version,
+        started_at: this.startedAt,
+        heartbeat_at: Date.now(),
+        spool_records: this.spool.size,
+        spool_bytes: this.spool.bytes,
+      }),
+    );
   }
 
   stop() {
@@ -93,7 +111,10 @@ export class Runtime {
   async flush(conv) {
     await this.resets.get(conv.id);
     if (!this.spool.blocks(conv.id) || this.link.away) return;
-    await Promise.race([this.replayer.conversation(conv.id).catch(() => {}), sleep(FLUSH_WAIT_MS, undefined, { ref: false })]);
+    await Promise.race([
+      this.replayer.conversation(conv.id).catch(() => {}),
+      sleep(FLUSH_WAIT_MS, undefined, { ref: false }),
+    ]);
   }
 
   /**
@@ -102,8 +123,10 @@ export class Runtime {
    */
   async keep(record) {
     const name = await this.spool.add(record);
-    if (record.op === "turn") this.metrics.add("turns_spooled");
-    if (record.op !== "confirm") await this.flush(record.conv);
+    if (record.op === "turn") {
+      this.metrics.add("turns_spooled");
+      await this.flush(record.conv);
+    }
     return name !== null;
   }
 
@@ -119,12 +142,23 @@ export class Runtime {
     const work = async () => {
       this.recent.delete(conv.id);
       this.metrics.add("resets");
-      if (this.spool.blocks(conv.id)) { await this.keep({ op: "reset", conv }); return; }
-      try { await this.store.reset(conv); } catch { await this.keep({ op: "reset", conv }); }
+      if (this.spool.blocks(conv.id)) {
+        await this.keep({ op: "reset", conv });
+        return;
+      }
+      try {
+        await this.store.reset(conv);
+      } catch {
+        await this.keep({ op: "reset", conv });
+      }
     };
     const previous = this.resets.get(conv.id) ?? Promise.resolve();
-    const next = previous.then(work).catch((error) => this.log.error(`Reset of ${conv.id} failed: ${error.message}`))
-      .finally(() => { if (this.resets.get(conv.id) === next) this.resets.delete(conv.id); });
+    const next = previous
+      .then(work)
+      .catch((error) => this.log.error(`Reset of ${conv.id} failed: ${error.message}`))
+      .finally(() => {
+        if (this.resets.get(conv.id) === next) this.resets.delete(conv.id);
+      });
     this.resets.set(conv.id, next);
     return next;
   }

@@ -16,7 +16,10 @@ const NAME = /^\d{16}\.json$/;
  * confirmed by a replica, a conversation to forget.
  */
 export class Spool {
-  #dir; #limits; #log; #metrics;
+  #dir;
+  #limits;
+  #log;
+  #metrics;
   #records = new Map(); // file name -> {record, bytes, durable}
   #byConversation = new Map(); // conversation id -> file names, oldest first
   #bytes = 0;
@@ -30,8 +33,12 @@ export class Spool {
     this.#metrics = metrics;
   }
 
-  get size() { return this.#records.size; }
-  get bytes() { return this.#bytes; }
+  get size() {
+    return this.#records.size;
+  }
+  get bytes() {
+    return this.#bytes;
+  }
 
   /** Reads what an earlier life of this gateway left. A file that cannot be read is set aside, not deleted. */
   async open() {
@@ -59,8 +66,10 @@ export class Spool {
     const bytes = Buffer.byteLength(text);
     if (this.size >= this.#limits.maxRecords || this.#bytes + bytes > this.#limits.maxBytes) {
       this.#metrics.add("spool_refused");
-      this.#log.error(`The spool ${this.#dir} is full (${this.size} records, ${this.#bytes} bytes): `
-        + `a turn of ${record.conv.id} is only in this replica's own history`);
+      this.#log.error(
+        `The spool ${this.#dir} is full (${this.size} records, ${this.#bytes} bytes): ` +
+          `a turn of ${record.conv.id} is only in this replica's own history`,
+      );
       return null;
     }
     // Microseconds, and never less than the one before: the names are the order, also after a restart.
@@ -72,8 +81,10 @@ export class Spool {
       if (this.#records.has(name)) this.#records.get(name).durable = true;
     } catch (error) {
       this.#metrics.add("spool_write_errors");
-      this.#log.error(`A turn of ${record.conv.id} cannot be kept in ${this.#dir} (${error.message}); `
-        + "it is kept in memory and lost if this gateway ends before Redis is back");
+      this.#log.error(
+        `A turn of ${record.conv.id} cannot be kept in ${this.#dir} (${error.message}); ` +
+          "it is kept in memory and lost if this gateway ends before Redis is back",
+      );
     }
     this.#checkHighWater();
     return name;
@@ -98,22 +109,31 @@ export class Spool {
   }
 
   /** Conversation ids with records, in the order of their oldest one. */
-  conversations() { return [...this.#byConversation.keys()]; }
+  conversations() {
+    return [...this.#byConversation.keys()];
+  }
 
   /** @returns {{name: string, record: object}[]} oldest first */
   recordsOf(conversationId) {
-    return (this.#byConversation.get(conversationId) ?? []).map((name) => ({ name, record: this.#records.get(name).record }));
+    return (this.#byConversation.get(conversationId) ?? []).map((name) => ({
+      name,
+      record: this.#records.get(name).record,
+    }));
   }
 
   /** Turns that are not in Redis yet, since the last reset. @returns {import("./history.js").Turn[]} */
   pendingTurns(conversationId) {
     const records = this.recordsOf(conversationId).map(({ record }) => record);
-    return records.slice(records.findLastIndex(({ op }) => op === "reset") + 1)
-      .filter(({ op }) => op === "turn").map(({ turn }) => turn);
+    return records
+      .slice(records.findLastIndex(({ op }) => op === "reset") + 1)
+      .filter(({ op }) => op === "turn")
+      .map(({ turn }) => turn);
   }
 
   /** Must something be written to Redis before the next turn of this conversation? */
-  blocks(conversationId) { return this.recordsOf(conversationId).some(({ record }) => record.op !== "confirm"); }
+  blocks(conversationId) {
+    return this.recordsOf(conversationId).some(({ record }) => record.op !== "confirm");
+  }
 
   #remember(name, record, bytes, durable) {
     this.#records.set(name, { record, bytes, durable });
@@ -132,10 +152,17 @@ export class Spool {
       await file.close();
     }
     // Removed while it was being written: it has reached Redis already.
-    if (!this.#records.has(name)) { await fs.rm(temporary, { force: true }); return; }
+    if (!this.#records.has(name)) {
+      await fs.rm(temporary, { force: true });
+      return;
+    }
     await fs.rename(temporary, path.join(this.#dir, name));
     const directory = await fs.open(this.#dir, "r");
-    try { await directory.sync(); } finally { await directory.close(); }
+    try {
+      await directory.sync();
+    } finally {
+      await directory.close();
+    }
   }
 
   #checkHighWater() {
@@ -143,7 +170,9 @@ export class Spool {
     if (share >= HIGH_WATER && !this.#warned) {
       this.#warned = true;
       this.#metrics.add("spool_high_water");
-      this.#log.warn(`The spool ${this.#dir} is ${Math.round(share * 100)} % full (${this.size} records, ${this.#bytes} bytes)`);
+      this.#log.warn(
+        `The spool ${this.#dir} is ${Math.round(share * 100)} % full (${this.size} records, ${this.#bytes} bytes)`,
+      );
     }
     if (share < HIGH_WATER / 2) this.#warned = false;
   }

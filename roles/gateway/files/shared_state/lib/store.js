@@ -14,7 +14,10 @@ const MS_UNCONFIRMED = 50;
 
 /** Conversations in Redis. Every method is one atomic script; all of them throw RedisAway when Redis is away. */
 export class Store {
-  #config; #link; #keys; #metrics;
+  #config;
+  #link;
+  #keys;
+  #metrics;
   #confirmed = true;
 
   constructor({ config, link, metrics }) {
@@ -36,8 +39,12 @@ export class Store {
   async begin(conv, owner, known, options = {}) {
     const { session, lock, conversation } = this.#keys;
     const { lockLeaseMs, conversationTtlSeconds, maxTurns } = this.#config;
-    const [kind, ...rest] = await this.#eval(scripts.BEGIN, [lock(conv), session(conv), conversation(conv)],
-      [owner, lockLeaseMs, conversationTtlSeconds, known ? `${known.epoch}:${known.seq}` : "", maxTurns], options);
+    const [kind, ...rest] = await this.#eval(
+      scripts.BEGIN,
+      [lock(conv), session(conv), conversation(conv)],
+      [owner, lockLeaseMs, conversationTtlSeconds, known ? `${known.epoch}:${known.seq}` : "", maxTurns],
+      options,
+    );
     if (kind === 0) return { busyMs: rest[0] };
     if (kind === 1) return known;
     const [epoch, seq, ...turns] = rest;
@@ -56,7 +63,10 @@ export class Store {
 
   /** @returns {Promise<boolean>} false when the lock belongs to somebody else now */
   async renew(conv, owner) {
-    return await this.#eval(scripts.RENEW, [this.#keys.lock(conv)], [owner, this.#config.lockLeaseMs], { once: true }) === 1;
+    return (
+      (await this.#eval(scripts.RENEW, [this.#keys.lock(conv)], [owner, this.#config.lockLeaseMs], { once: true })) ===
+      1
+    );
   }
 
   async release(conv, owner) {
@@ -67,25 +77,43 @@ export class Store {
    * Appends a turn exactly once and releases the lock.
    * @param {{conv, owner: string, base: number|"", epoch: number|"", turn: object,
    *          idempotency?: {key: string, answer: object}}} record
-   * @param {{mode: "next"|"kept", once?: boolean}} options next: only right after `base`; kept: under the lock, maybe late
+   * @param {{mode: "next"|"kept", once?: boolean}} options next: right after `base`; kept: under the lock, maybe late
    * @returns {Promise<{status: string, seq: number, late: boolean, confirmed: boolean}>}
    */
   async commit({ conv, owner, base, epoch, turn, idempotency }, { mode, once = false }) {
     const { conversation, session, seen, lock, idempotency: idem } = this.#keys;
-    const { conversationTtlSeconds, maxTurns, replica, idempotencyTtlSeconds, waitReplicas, waitTimeoutMs } = this.#config;
+    const { conversationTtlSeconds, maxTurns, replica, idempotencyTtlSeconds, waitReplicas, waitTimeoutMs } =
+      this.#config;
     const keys = [conversation(conv), session(conv), seen(conv), lock(conv), idem(conv, idempotency?.key ?? "")];
-    const args = [JSON.stringify(turn), turn.id, owner, base, epoch, conversationTtlSeconds, Date.now(), maxTurns,
-      conv.channel, conv.user, turn.replica ?? replica, idempotency ? JSON.stringify(idempotency.answer) : "",
-      idempotencyTtlSeconds, mode, turn.at].map(String);
+    const args = [
+      JSON.stringify(turn),
+      turn.id,
+      owner,
+      base,
+      epoch,
+      conversationTtlSeconds,
+      Date.now(),
+      maxTurns,
+      conv.channel,
+      conv.user,
+      turn.replica ?? replica,
+      idempotency ? JSON.stringify(idempotency.answer) : "",
+      idempotencyTtlSeconds,
+      mode,
+      turn.at,
+    ].map(String);
     // Where confirmations fail just now, a turn does not wait the whole time for one more failure.
     const waitMs = this.#confirmed ? waitTimeoutMs : MS_UNCONFIRMED;
-    const [[status, seq, late], replicas] = await this.#link.run(async (client) => {
-      const pipeline = client.pipeline().eval(scripts.COMMIT, keys.length, ...keys, ...args);
-      if (waitReplicas > 0) pipeline.call("WAIT", String(waitReplicas), String(waitMs));
-      const answers = await pipeline.exec();
-      for (const [error] of answers) if (error) throw error;
-      return answers.map(([, value]) => value);
-    }, { client: "commits", once });
+    const [[status, seq, late], replicas] = await this.#link.run(
+      async (client) => {
+        const pipeline = client.pipeline().eval(scripts.COMMIT, keys.length, ...keys, ...args);
+        if (waitReplicas > 0) pipeline.call("WAIT", String(waitReplicas), String(waitMs));
+        const answers = await pipeline.exec();
+        for (const [error] of answers) if (error) throw error;
+        return answers.map(([, value]) => value);
+      },
+      { client: "commits", once },
+    );
     const confirmed = waitReplicas === 0 || replicas >= waitReplicas;
     if (status === "committed" || status === "duplicate") this.#confirmed = confirmed;
     if (status === "committed") this.#metrics.add("turns_committed");
@@ -95,15 +123,22 @@ export class Store {
 
   async reset(conv, options = {}) {
     const { conversation, session, seen } = this.#keys;
-    await this.#eval(scripts.RESET, [conversation(conv), session(conv), seen(conv)],
-      [this.#config.conversationTtlSeconds], options);
+    await this.#eval(
+      scripts.RESET,
+      [conversation(conv), session(conv), seen(conv)],
+      [this.#config.conversationTtlSeconds],
+      options,
+    );
   }
 
   /** Keeps the newest `keep` turns. @returns {Promise<{before: number, after: number}>} */
   async compact(conv, keep) {
     const { conversation, session } = this.#keys;
-    const [before, after] = await this.#eval(scripts.COMPACT, [conversation(conv), session(conv)],
-      [keep, this.#config.conversationTtlSeconds]);
+    const [before, after] = await this.#eval(
+      scripts.COMPACT,
+      [conversation(conv), session(conv)],
+      [keep, this.#config.conversationTtlSeconds],
+    );
     return { before, after };
   }
 
@@ -121,13 +156,19 @@ export class Store {
     await this.#eval(scripts.SETTLE, [key], [owner, value ? JSON.stringify(value) : "", ttlSeconds], options);
   }
 
-  idempotencyKey(conv, key) { return this.#keys.idempotency(conv, key); }
-  dedupeKey(parts) { return this.#keys.dedupe(parts); }
+  idempotencyKey(conv, key) {
+    return this.#keys.idempotency(conv, key);
+  }
+  dedupeKey(parts) {
+    return this.#keys.dedupe(parts);
+  }
 
   /** Replaces this replica's counters. */
   async writeMetrics(fields) {
     const key = this.#keys.metrics(this.#config.replica);
-    await this.#link.run((client) => client.multi().del(key).hset(key, fields)
-      .expire(key, this.#config.metricsTtlSeconds).exec(), { once: true });
+    await this.#link.run(
+      (client) => client.multi().del(key).hset(key, fields).expire(key, this.#config.metricsTtlSeconds).exec(),
+      { once: true },
+    );
   }
 }

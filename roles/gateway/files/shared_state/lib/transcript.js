@@ -5,8 +5,14 @@
 import { agentOf } from "./keys.js";
 
 const SDK = "openclaw/plugin-sdk/session-transcript-runtime";
-const NOTHING = { input: 0, output: 0, cacheRead: 0, cacheWrite: 0, totalTokens: 0,
-  cost: { input: 0, output: 0, cacheRead: 0, cacheWrite: 0, total: 0 } };
+const NOTHING = {
+  input: 0,
+  output: 0,
+  cacheRead: 0,
+  cacheWrite: 0,
+  totalTokens: 0,
+  cost: { input: 0, output: 0, cacheRead: 0, cacheWrite: 0, total: 0 },
+};
 
 /**
  * Ends a turn that was given up (its client hung up, every provider failed) in the local transcript. Without an end its
@@ -16,12 +22,20 @@ const NOTHING = { input: 0, output: 0, cacheRead: 0, cacheWrite: 0, totalTokens:
  * @param {object} [sdk] for tests
  */
 export async function closeGivenUpTurn(sessionKey, sessionId, sdk) {
-  const { appendSessionTranscriptMessageByIdentity: append } = sdk ?? await import(SDK);
+  const { appendSessionTranscriptMessageByIdentity: append } = sdk ?? (await import(SDK));
   await append({
-    agentId: agentOf(sessionKey), sessionKey, sessionId,
+    agentId: agentOf(sessionKey),
+    sessionKey,
+    sessionId,
     message: {
-      role: "assistant", content: [{ type: "text", text: "" }], stopReason: "aborted", timestamp: Date.now(),
-      api: "openai-completions", provider: "openclaw", model: "none", usage: NOTHING,
+      role: "assistant",
+      content: [{ type: "text", text: "" }],
+      stopReason: "aborted",
+      timestamp: Date.now(),
+      api: "openai-completions",
+      provider: "openclaw",
+      model: "none",
+      usage: NOTHING,
     },
   });
 }

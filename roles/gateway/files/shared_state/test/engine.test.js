@@ -23,13 +23,21 @@ test("any replica continues a conversation", async () => {
 test("a second turn waits for the first, and sees it", async () => {
   const { a, b } = await pair({ lockWaitMs: 5000 });
   let second;
-  await turn(a, "m1", { between: async () => { second = turn(b, "m2"); } });
+  await turn(a, "m1", {
+    between: async () => {
+      second = turn(b, "m2");
+    },
+  });
   assert.deepEqual(await second, ["m1"]);
 });
 
 test("a turn whose lock stays taken goes on without it, and is written after the other", async () => {
   const { redis, a, b } = await pair({ lockWaitMs: 20 });
-  await turn(a, "m1", { between: async () => { await turn(b, "m2"); } });
+  await turn(a, "m1", {
+    between: async () => {
+      await turn(b, "m2");
+    },
+  });
   assert.equal(b.metrics.get("lock_timeouts"), 1);
   await b.replayer.all();
   assert.deepEqual(redis.texts("web:bob"), ["m1", "m2"]);
@@ -38,19 +46,26 @@ test("a turn whose lock stays taken goes on without it, and is written after the
 
 test("a frozen holder reads again what came between when it assembles again", async () => {
   const { redis, a, b } = await pair();
-  await turn(a, "m1", { between: async (engine) => {
-    redis.of({ id: "web:bob" }).owner = null; // its lease ran out
-    await turn(b, "m2");
-    const { messages } = await engine.assemble({ sessionKey: KEY, sessionId: "s", messages: [], prompt: "m1" });
-    assert.equal(messages[0].content, "m2");
-  } });
+  await turn(a, "m1", {
+    between: async (engine) => {
+      redis.of({ id: "web:bob" }).owner = null; // its lease ran out
+      await turn(b, "m2");
+      const { messages } = await engine.assemble({ sessionKey: KEY, sessionId: "s", messages: [], prompt: "m1" });
+      assert.equal(messages[0].content, "m2");
+    },
+  });
   assert.deepEqual(redis.texts("web:bob"), ["m2", "m1"]);
   assert.equal(redis.of({ id: "web:bob" }).turns[1].late, undefined);
 });
 
 test("an overtaken turn is written after the one that overtook it, flagged and counted", async () => {
   const { redis, a, b } = await pair();
-  await turn(a, "m1", { between: async () => { redis.of({ id: "web:bob" }).owner = null; await turn(b, "m2"); } });
+  await turn(a, "m1", {
+    between: async () => {
+      redis.of({ id: "web:bob" }).owner = null;
+      await turn(b, "m2");
+    },
+  });
   assert.deepEqual(redis.texts("web:bob"), ["m2", "m1"]);
   assert.equal(redis.of({ id: "web:bob" }).turns[1].late, true);
   assert.equal(a.metrics.get("turns_fenced"), 1);
@@ -62,7 +77,12 @@ test("on our own route an overtaken turn is refused, not written", async () => {
   const { redis, a, b } = await pair();
   const reservation = { lock: null, message: "m1", outcome: undefined, idempotent: () => ({}) };
   a.reservations.set(KEY, reservation);
-  await turn(a, "m1", { between: async () => { redis.of({ id: "web:bob" }).owner = null; await turn(b, "m2"); } });
+  await turn(a, "m1", {
+    between: async () => {
+      redis.of({ id: "web:bob" }).owner = null;
+      await turn(b, "m2");
+    },
+  });
   assert.equal(reservation.outcome, "refused");
   assert.deepEqual(redis.texts("web:bob"), ["m2"]);
   assert.equal(a.spool.size, 0);
@@ -70,7 +90,11 @@ test("on our own route an overtaken turn is refused, not written", async () => {
 
 test("a lock lost in a failover does not matter while nobody came between", async () => {
   const { redis, a } = await pair();
-  await turn(a, "m1", { between: async () => { redis.of({ id: "web:bob" }).owner = null; } });
+  await turn(a, "m1", {
+    between: async () => {
+      redis.of({ id: "web:bob" }).owner = null;
+    },
+  });
   assert.equal(redis.of({ id: "web:bob" }).turns[0].late, undefined);
   assert.equal(a.metrics.get("turns_fenced"), 0);
 });
@@ -88,7 +112,10 @@ test("Redis away: answers go on, turns are kept and written in order when it is 
   assert.deepEqual(await turn(a, "m6"), ["m1", "m2", "m3", "m4", "m5"]);
   assert.deepEqual(redis.texts("web:bob"), ["m1", "m2", "m3", "m4", "m5", "m6"]);
   assert.equal(a.spool.size, 0);
-  assert.equal(redis.of({ id: "web:bob" }).turns.some(({ late }) => late), false);
+  assert.equal(
+    redis.of({ id: "web:bob" }).turns.some(({ late }) => late),
+    false,
+  );
 });
 
 test("Redis away and nothing remembered: the local transcript is used, without what was never answered", async () => {
@@ -100,7 +127,11 @@ test("Redis away and nothing remembered: the local transcript is used, without w
 
 test("Redis goes away during a turn: the turn is kept", async () => {
   const { redis, a } = await pair();
-  await turn(a, "m1", { between: async () => { redis.away = true; } });
+  await turn(a, "m1", {
+    between: async () => {
+      redis.away = true;
+    },
+  });
   assert.equal(a.spool.size, 1);
   redis.away = false;
   await a.replayer.all();
@@ -113,11 +144,13 @@ test("the gateway hands one engine's turn to another: it is written once, by its
   await other.assemble({ sessionKey: "agent:main:api:web:ann", sessionId: "t", messages: [], prompt: "x" });
   const reservation = { lock: null, message: "m1", outcome: undefined, idempotent: () => ({}) };
   a.reservations.set(KEY, reservation);
-  await turn(a, "m1", { between: async () => {
-    const params = { advancementKey: "id-m1", sessionKey: KEY, messages: [userMessage("m1"), answerMessage("ok")] };
-    assert.deepEqual(await other.commitTurn(params), { status: "committed" });
-    assert.deepEqual(await other.commitTurn(params), { status: "duplicate" });
-  } });
+  await turn(a, "m1", {
+    between: async () => {
+      const params = { advancementKey: "id-m1", sessionKey: KEY, messages: [userMessage("m1"), answerMessage("ok")] };
+      assert.deepEqual(await other.commitTurn(params), { status: "committed" });
+      assert.deepEqual(await other.commitTurn(params), { status: "duplicate" });
+    },
+  });
   assert.deepEqual(redis.texts("web:bob"), ["m1"]);
   assert.deepEqual(redis.texts("web:ann"), []);
   assert.equal(reservation.outcome, "committed");
@@ -127,7 +160,11 @@ test("the gateway hands one engine's turn to another: it is written once, by its
 test("a turn left over from a crash is written by whoever gets it", async () => {
   const { redis, a, b } = await pair();
   await turn(b, "m1");
-  await engineOf(a).commitTurn({ advancementKey: "old", sessionKey: KEY, messages: [userMessage("m0"), answerMessage("ok")] });
+  await engineOf(a).commitTurn({
+    advancementKey: "old",
+    sessionKey: KEY,
+    messages: [userMessage("m0"), answerMessage("ok")],
+  });
   assert.deepEqual(redis.texts("web:bob").sort(), ["m0", "m1"]);
 });
 
@@ -170,7 +207,7 @@ test("compaction shrinks Redis, and the third one leaves nothing", async () => {
     sizes.push([redis.texts("web:bob").length, messages.length / 2]);
   }
   await engine.dispose();
-  assert.equal(sizes[0][0], 3);
+  assert.equal(sizes[0][0], 4);
   assert.ok(sizes[1][0] < sizes[0][0]);
   assert.deepEqual(sizes[2], [0, 0]);
 });

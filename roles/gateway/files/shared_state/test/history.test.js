@@ -5,23 +5,49 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import {
-  cleanTurn, estimateAll, estimateTokens, mergePending, replyOf, trimTurns, turnsOf, turnSuffix,
+  cleanTurn,
+  estimateAll,
+  estimateTokens,
+  mergePending,
+  replyOf,
+  trimTurns,
+  turnsOf,
+  turnSuffix,
 } from "../lib/history.js";
 
 let clock = 0;
 const user = (text) => ({ role: "user", content: text, timestamp: clock++ });
-const answer = (text, stopReason = "stop") =>
-  ({ role: "assistant", content: [{ type: "text", text }], stopReason, timestamp: clock++ });
+const answer = (text, stopReason = "stop") => ({
+  role: "assistant",
+  content: [{ type: "text", text }],
+  stopReason,
+  timestamp: clock++,
+});
 const call = (...ids) => ({
-  role: "assistant", stopReason: "toolUse", timestamp: clock++,
+  role: "assistant",
+  stopReason: "toolUse",
+  timestamp: clock++,
   content: ids.map((id) => ({ type: "toolCall", id, name: "ls", arguments: {} })),
 });
-const result = (id, text = "x") => ({ role: "toolResult", toolCallId: id, content: [{ type: "text", text }], timestamp: clock++ });
+const result = (id, text = "x") => ({
+  role: "toolResult",
+  toolCallId: id,
+  content: [{ type: "text", text }],
+  timestamp: clock++,
+});
 const turn = (id, ...messages) => ({ id, messages });
 
 test("an aborted attempt and host notes are not kept", () => {
-  const kept = cleanTurn([user("a"), answer("", "aborted"), { role: "custom", customType: "openclaw:turn-aborted" }, answer("b")]);
-  assert.deepEqual(kept.map(({ role }) => role), ["user", "assistant"]);
+  const kept = cleanTurn([
+    user("a"),
+    answer("", "aborted"),
+    { role: "custom", customType: "openclaw:turn-aborted" },
+    answer("b"),
+  ]);
+  assert.deepEqual(
+    kept.map(({ role }) => role),
+    ["user", "assistant"],
+  );
   assert.equal(replyOf(kept), "b");
 });
 
@@ -32,19 +58,34 @@ test("parallel tool calls stay with their results", () => {
 
 test("half a tool call is not kept", () => {
   const kept = cleanTurn([user("a"), call("1", "2"), result("1"), result("9"), call("3"), answer("b")]);
-  assert.deepEqual(kept.map(({ role }) => role), ["user", "assistant", "toolResult", "assistant"]);
-  assert.deepEqual(kept[1].content.map(({ id }) => id), ["1"]);
+  assert.deepEqual(
+    kept.map(({ role }) => role),
+    ["user", "assistant", "toolResult", "assistant"],
+  );
+  assert.deepEqual(
+    kept[1].content.map(({ id }) => id),
+    ["1"],
+  );
 });
 
 test("a result before its call is not kept", () => {
-  assert.deepEqual(cleanTurn([user("a"), result("1"), call("1"), answer("b")]).filter(({ role }) => role === "toolResult"), []);
+  assert.deepEqual(
+    cleanTurn([user("a"), result("1"), call("1"), answer("b")]).filter(({ role }) => role === "toolResult"),
+    [],
+  );
 });
 
 test("history is cut between turns, oldest first", () => {
   const turns = ["a", "b", "c"].map((id) => turn(id, user(id.repeat(400)), answer("ok")));
   const cost = estimateAll(turns[0].messages);
-  assert.deepEqual(trimTurns(turns, cost * 2).map(({ id }) => id), ["b", "c"]);
-  assert.deepEqual(trimTurns(turns, cost * 2 - 1).map(({ id }) => id), ["c"]);
+  assert.deepEqual(
+    trimTurns(turns, cost * 2).map(({ id }) => id),
+    ["b", "c"],
+  );
+  assert.deepEqual(
+    trimTurns(turns, cost * 2 - 1).map(({ id }) => id),
+    ["c"],
+  );
   assert.deepEqual(trimTurns(turns, undefined), turns);
   assert.deepEqual(trimTurns([], 10), []);
 });
@@ -53,7 +94,10 @@ test("the newest turn is shown without its tool traffic rather than not at all",
   const big = turn("big", user("q"), call("1"), result("1", "x".repeat(9000)), answer("a"));
   const [old, newest] = trimTurns([turn("old", user("o"), answer("p")), big], 100);
   assert.equal(old.id, "old");
-  assert.deepEqual(newest.messages.map(({ role }) => role), ["user", "assistant"]);
+  assert.deepEqual(
+    newest.messages.map(({ role }) => role),
+    ["user", "assistant"],
+  );
   assert.equal(big.messages.length, 4);
 });
 
@@ -62,8 +106,15 @@ test("nothing fits: nothing is shown", () => {
 });
 
 test("a shorter turn behind one that does not fit is not shown: no gaps", () => {
-  const turns = [turn("a", user("a"), answer("a")), turn("b", user("b".repeat(4000)), answer("b")), turn("c", user("c"), answer("c"))];
-  assert.deepEqual(trimTurns(turns, 200).map(({ id }) => id), ["c"]);
+  const turns = [
+    turn("a", user("a"), answer("a")),
+    turn("b", user("b".repeat(4000)), answer("b")),
+    turn("c", user("c"), answer("c")),
+  ];
+  assert.deepEqual(
+    trimTurns(turns, 200).map(({ id }) => id),
+    ["c"],
+  );
 });
 
 test("tokens are estimated from bytes", () => {
@@ -96,8 +147,19 @@ test("a transcript that merely is as long is not taken for the assembled one", (
 });
 
 test("local turns: what was never answered is left out", () => {
-  const turns = turnsOf([user("a"), answer("b"), user("hung up"), user("c"), answer("", "aborted"), user("d"), answer("e")]);
-  assert.deepEqual(turns.map(({ messages }) => messages[0].content), ["a", "d"]);
+  const turns = turnsOf([
+    user("a"),
+    answer("b"),
+    user("hung up"),
+    user("c"),
+    answer("", "aborted"),
+    user("d"),
+    answer("e"),
+  ]);
+  assert.deepEqual(
+    turns.map(({ messages }) => messages[0].content),
+    ["a", "d"],
+  );
   assert.deepEqual(turnsOf([]), []);
 });
 

@@ -26,8 +26,17 @@ test("another agent has conversations of its own", () => {
 });
 
 test("internal and one-off sessions are no conversation", () => {
-  for (const key of [undefined, "", "agent:main", "agent:main:internal-session-effects:run-1", "agent:main:openai:7f",
-    "agent:main:subagent:1", "agent:main:cron:1", "agent:main:telegram:direct:1:subagent:2", "agent:main:main:heartbeat"]) {
+  for (const key of [
+    undefined,
+    "",
+    "agent:main",
+    "agent:main:internal-session-effects:run-1",
+    "agent:main:openai:7f",
+    "agent:main:subagent:1",
+    "agent:main:cron:1",
+    "agent:main:telegram:direct:1:subagent:2",
+    "agent:main:main:heartbeat",
+  ]) {
     assert.equal(parseSessionKey(key), null, String(key));
   }
 });

@@ -36,8 +36,15 @@ test("the end of an outage is said once", () => {
 
 test("what is an outage", () => {
   const reply = (message) => Object.assign(new Error(message), { name: "ReplyError" });
-  for (const text of ["READONLY You can't write", "NOREPLICAS Not enough", "LOADING Redis is loading", "MASTERDOWN Link",
-    "OOM command not allowed", "NOAUTH Authentication required.", "MISCONF Redis is"]) {
+  for (const text of [
+    "READONLY You can't write",
+    "NOREPLICAS Not enough",
+    "LOADING Redis is loading",
+    "MASTERDOWN Link",
+    "OOM command not allowed",
+    "NOAUTH Authentication required.",
+    "MISCONF Redis is",
+  ]) {
     assert.equal(isOutage(reply(text)), true, text);
   }
   assert.equal(isOutage(reply("WRONGTYPE Operation against a key")), false);

@@ -9,7 +9,9 @@ import { HttpError, parseRequest, turnError } from "../lib/request.js";
 const good = { channel: "web", user_id: "bob", message: "hello" };
 const parse = (change, header) => parseRequest(JSON.stringify({ ...good, ...change }), header);
 const code = (text, header) => {
-  try { parseRequest(text, header); } catch (error) {
+  try {
+    parseRequest(text, header);
+  } catch (error) {
     assert.ok(error instanceof HttpError);
     assert.equal(error.status, 400);
     return error.code;
@@ -19,14 +21,17 @@ const code = (text, header) => {
 
 test("a good request", () => {
   const request = parse({ message_id: "m-1" });
-  assert.deepEqual({ ...request, fingerprint: "" },
-    { channel: "web", user: "bob", message: "hello", messageId: "m-1", key: "m-1", fingerprint: "" });
+  assert.deepEqual(
+    { ...request, fingerprint: "" },
+    { channel: "web", user: "bob", message: "hello", messageId: "m-1", key: "m-1", fingerprint: "" },
+  );
   assert.equal(parse({ message_id: "m-1" }, "k-2").key, "k-2");
   assert.equal(parse({}).key, undefined);
 });
 
 test("user ids of real channels are accepted", () => {
-  for (const user of ["4242", "+4915112345", "123@s.whatsapp.net", "Jane Doe", "名前", "a:b"]) assert.equal(parse({ user_id: user }).user, user);
+  for (const user of ["4242", "+4915112345", "123@s.whatsapp.net", "Jane Doe", "名前", "a:b"])
+    assert.equal(parse({ user_id: user }).user, user);
 });
 
 test("each fault is refused by its name", () => {
@@ -35,10 +40,13 @@ test("each fault is refused by its name", () => {
   assert.equal(code("[]"), "invalid_body");
   assert.equal(code("null"), "invalid_body");
   assert.equal(bad({ extra: 1 }), "unknown_field");
-  for (const channel of [1, undefined, "", "Web", "a:b", "-a", "x".repeat(33)]) assert.equal(bad({ channel }), "invalid_channel", channel);
-  for (const user_id of [1, "", " a", "a\n", "x".repeat(129)]) assert.equal(bad({ user_id }), "invalid_user_id", user_id);
+  for (const channel of [1, undefined, "", "Web", "a:b", "-a", "x".repeat(33)])
+    assert.equal(bad({ channel }), "invalid_channel", channel);
+  for (const user_id of [1, "", " a", "a\n", "x".repeat(129)])
+    assert.equal(bad({ user_id }), "invalid_user_id", user_id);
   for (const message of [1, "", "  ", "a\0b"]) assert.equal(bad({ message }), "invalid_message");
-  for (const message_id of [1, "", "a b", "ü", "x".repeat(201)]) assert.equal(bad({ message_id }), "invalid_message_id");
+  for (const message_id of [1, "", "a b", "ü", "x".repeat(201)])
+    assert.equal(bad({ message_id }), "invalid_message_id");
   assert.equal(bad({}, "a b"), "invalid_idempotency_key");
   assert.equal(bad({}, ""), "invalid_idempotency_key");
   assert.equal(bad({}, "k"), "accepted");

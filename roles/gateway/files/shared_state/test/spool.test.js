@@ -10,7 +10,11 @@ import { Metrics } from "../lib/metrics.js";
 import { Spool } from "../lib/spool.js";
 import { temporaryDirectory } from "./support/rig.js";
 
-const record = (user, id) => ({ op: "turn", conv: { channel: "web", user, id: `web:${user}` }, turn: { id, messages: [] } });
+const record = (user, id) => ({
+  op: "turn",
+  conv: { channel: "web", user, id: `web:${user}` },
+  turn: { id, messages: [] },
+});
 
 async function make(dir, limits = {}) {
   const said = [];
@@ -24,12 +28,23 @@ async function make(dir, limits = {}) {
 test("records survive a restart, in order", async () => {
   const dir = await temporaryDirectory();
   const first = (await make(dir)).spool;
-  for (const [user, id] of [["a", "1"], ["b", "2"], ["a", "3"]]) await first.add(record(user, id));
+  for (const [user, id] of [
+    ["a", "1"],
+    ["b", "2"],
+    ["a", "3"],
+  ])
+    await first.add(record(user, id));
   const { spool } = await make(dir);
-  assert.deepEqual(spool.pendingTurns("web:a").map(({ id }) => id), ["1", "3"]);
+  assert.deepEqual(
+    spool.pendingTurns("web:a").map(({ id }) => id),
+    ["1", "3"],
+  );
   assert.deepEqual(spool.conversations(), ["web:a", "web:b"]);
   await spool.add(record("a", "4"));
-  assert.deepEqual(spool.pendingTurns("web:a").map(({ id }) => id), ["1", "3", "4"]);
+  assert.deepEqual(
+    spool.pendingTurns("web:a").map(({ id }) => id),
+    ["1", "3", "4"],
+  );
 });
 
 test("a removed record is gone for good", async () => {
@@ -56,7 +71,10 @@ test("full: refused, said and counted; what is there stays", async () => {
   assert.ok(await spool.add(record("a", "1")));
   assert.ok(await spool.add(record("a", "2")));
   assert.equal(await spool.add(record("a", "3")), null);
-  assert.deepEqual(spool.pendingTurns("web:a").map(({ id }) => id), ["1", "2"]);
+  assert.deepEqual(
+    spool.pendingTurns("web:a").map(({ id }) => id),
+    ["1", "2"],
+  );
   assert.equal(metrics.get("spool_refused"), 1);
   assert.match(said.at(-1), /is full \(2 records/);
 });

@@ -30,7 +30,9 @@ export class FakeRedis {
   /** The Store of one replica. */
   store(metrics) {
     const redis = this;
-    const up = () => { if (redis.away) throw new RedisAway(); };
+    const up = () => {
+      if (redis.away) throw new RedisAway();
+    };
     return {
       async begin(conv, owner, known) {
         up();
@@ -40,9 +42,20 @@ export class FakeRedis {
         if (known && known.epoch === c.epoch && known.seq === c.seq) return known;
         return { epoch: c.epoch, seq: c.seq, turns: [...c.turns] };
       },
-      async read(conv) { up(); const c = redis.of(conv); return { epoch: c.epoch, seq: c.seq, turns: [...c.turns] }; },
-      async renew() { up(); return true; },
-      async release(conv, owner) { up(); const c = redis.of(conv); if (c.owner === owner) c.owner = null; },
+      async read(conv) {
+        up();
+        const c = redis.of(conv);
+        return { epoch: c.epoch, seq: c.seq, turns: [...c.turns] };
+      },
+      async renew() {
+        up();
+        return true;
+      },
+      async release(conv, owner) {
+        up();
+        const c = redis.of(conv);
+        if (c.owner === owner) c.owner = null;
+      },
       async commit({ conv, owner, base, epoch, turn, idempotency }, { mode }) {
         up();
         const c = redis.of(conv);
@@ -63,8 +76,17 @@ export class FakeRedis {
         if (late) metrics.add("turns_late");
         return done("committed", c.seq, late);
       },
-      async reset(conv) { up(); const c = redis.of(conv); c.turns = []; c.epoch += 1; },
-      async compact(conv, keep) { up(); const c = redis.of(conv); c.turns = keep ? c.turns.slice(-keep) : []; },
+      async reset(conv) {
+        up();
+        const c = redis.of(conv);
+        c.turns = [];
+        c.epoch += 1;
+      },
+      async compact(conv, keep) {
+        up();
+        const c = redis.of(conv);
+        c.turns = keep ? c.turns.slice(-keep) : [];
+      },
       async claim(key, owner, _leaseMs, fingerprint) {
         up();
         const present = redis.claims.get(key);
@@ -72,13 +94,19 @@ export class FakeRedis {
         redis.claims.set(key, { state: "running", owner, fingerprint });
         return null;
       },
-      async settle(key, _owner, value) { up(); if (value) redis.claims.set(key, value); else redis.claims.delete(key); },
+      async settle(key, _owner, value) {
+        up();
+        if (value) redis.claims.set(key, value);
+        else redis.claims.delete(key);
+      },
       dedupeKey: (parts) => parts.join("/"),
       idempotencyKey: (_conv, key) => key,
     };
   }
 
-  texts(id) { return (this.conversations.get(id)?.turns ?? []).map(({ messages }) => messages[0].content); }
+  texts(id) {
+    return (this.conversations.get(id)?.turns ?? []).map(({ messages }) => messages[0].content);
+  }
 }
 
 export const temporaryDirectory = () => fs.mkdtemp(path.join(os.tmpdir(), "shared-state-"));
@@ -88,28 +116,64 @@ export async function replica(redis, name, overrides = {}) {
   const runtime = Object.create(Runtime.prototype);
   const metrics = new Metrics();
   const said = [];
-  const log = Object.fromEntries(["info", "warn", "error"].map((level) => [level, (text) => said.push(`${level}: ${text}`)]));
+  const log = Object.fromEntries(
+    ["info", "warn", "error"].map((level) => [level, (text) => said.push(`${level}: ${text}`)]),
+  );
   const store = redis.store(metrics);
   const config = {
-    replica: name, lockLeaseMs: 60000, lockWaitMs: 60, routeWaitMs: 60, turnTimeoutSeconds: 5, trimRatio: 0.8,
-    dedupeTtlSeconds: 60, idempotencyTtlSeconds: 60, ...overrides,
+    replica: name,
+    lockLeaseMs: 60000,
+    lockWaitMs: 60,
+    routeWaitMs: 60,
+    turnTimeoutSeconds: 5,
+    trimRatio: 0.8,
+    dedupeTtlSeconds: 60,
+    idempotencyTtlSeconds: 60,
+    ...overrides,
   };
   const spool = new Spool({ dir: await temporaryDirectory(), maxRecords: 100, maxBytes: 1e6, log, metrics });
   await spool.open();
   Object.assign(runtime, {
-    config, log, metrics, store, spool, said, reservations: new Map(), active: new Map(), commits: new Recent(100),
-    claims: new Map(), recent: new Recent(100), answers: new Recent(100), inflight: new Map(), resets: new Map(),
-    link: { get away() { return redis.away; } },
+    config,
+    log,
+    metrics,
+    store,
+    spool,
+    said,
+    reservations: new Map(),
+    active: new Map(),
+    commits: new Recent(100),
+    claims: new Map(),
+    recent: new Recent(100),
+    answers: new Recent(100),
+    inflight: new Map(),
+    resets: new Map(),
+    link: {
+      get away() {
+        return redis.away;
+      },
+    },
   });
   runtime.replayer = new Replayer({
-    spool, store, config, log, metrics, isAway: () => redis.away, onWritten: (conv) => runtime.recent.delete(conv.id),
+    spool,
+    store,
+    config,
+    log,
+    metrics,
+    isAway: () => redis.away,
+    onWritten: (conv) => runtime.recent.delete(conv.id),
   });
   return runtime;
 }
 
 let clock = 0;
 export const userMessage = (text) => ({ role: "user", content: text, timestamp: clock++ });
-export const answerMessage = (text) => ({ role: "assistant", content: [{ type: "text", text }], stopReason: "stop", timestamp: clock++ });
+export const answerMessage = (text) => ({
+  role: "assistant",
+  content: [{ type: "text", text }],
+  stopReason: "stop",
+  timestamp: clock++,
+});
 export const engineOf = (runtime) => new TurnEngine(async () => runtime);
 export const KEY = "agent:main:api:web:bob";
 
@@ -118,7 +182,11 @@ export async function turn(runtime, text, { local = [], between = async () => {}
   const engine = engineOf(runtime);
   const { messages } = await engine.assemble({ sessionKey: KEY, sessionId: "s", messages: local, prompt: text });
   await between(engine);
-  await engine.commitTurn({ advancementKey: `id-${text}`, sessionKey: KEY, messages: [userMessage(text), answerMessage("ok")] });
+  await engine.commitTurn({
+    advancementKey: `id-${text}`,
+    sessionKey: KEY,
+    messages: [userMessage(text), answerMessage("ok")],
+  });
   await engine.dispose();
   return messages.filter(({ role }) => role === "user").map(({ content }) => content);
 }

@@ -1,0 +1,260 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import assert from "node:assert/strict";
+import http from "node:http";
+import { randomUUID } from "node:crypto";
+import { once } from "node:events";
+import { after, before, test } from "node:test";
+import { createHooks } from "../lib/hooks.js";
+import { handleMessage } from "../lib/message.js";
+import { answerMessage, engineOf, FakeRedis, replica, userMessage } from "./support/rig.js";
+
+let redis;
+let a;
+let b;
+let servers;
+let turns;
+let behaviour;
+
+/** A gateway that has the plugin's route and runs a turn as the real one does. */
+async function gateway(runtime) {
+  const server = http.createServer(async (req, res) => {
+    if (req.url === "/api/v1/message") {
+      await handleMessage(runtime, req, res);
+      return;
+    }
+    let body = "";
+    for await (const chunk of req) body += chunk;
+    const text = JSON.parse(body).messages[0].content;
+    const sessionKey = req.headers["x-openclaw-session-key"];
+    turns += 1;
+    const id = randomUUID();
+    const engine = engineOf(runtime);
+    const status = (await behaviour({ runtime, engine, sessionKey, text, id, req })) ?? 200;
+    if (status === 200) {
+      const messages = [userMessage(text), answerMessage(`re ${text}`)];
+      await engine.commitTurn({ advancementKey: id, sessionKey, messages });
+    }
+    await engine.dispose();
+    res.writeHead(status, { "content-type": "application/json" });
+    res.end(
+      JSON.stringify(
+        status === 200
+          ? { choices: [{ message: { content: `re ${text}` } }] }
+          : { error: { message: "internal error" } },
+      ),
+    );
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  runtime.config.gatewayUrl = `http://127.0.0.1:${server.address().port}`;
+  return server;
+}
+
+const assemble = async ({ engine, sessionKey, text }) => {
+  await engine.assemble({ sessionKey, sessionId: "s", messages: [], prompt: text });
+};
+
+async function post(runtime, message, { key, user = "bob", body, signal } = {}) {
+  const response = await fetch(`${runtime.config.gatewayUrl}/api/v1/message`, {
+    method: "POST",
+    signal,
+    headers: { "content-type": "application/json", ...(key && { "idempotency-key": key }) },
+    body: body ?? JSON.stringify({ channel: "web", user_id: user, message }),
+  });
+  return { status: response.status, headers: response.headers, ...(await response.json()) };
+}
+
+before(async () => {
+  redis = new FakeRedis();
+  a = await replica(redis, "A", { messageMaxBytes: 500, routeWaitMs: 2000 });
+  b = await replica(redis, "B", { messageMaxBytes: 500, routeWaitMs: 2000 });
+  servers = [await gateway(a), await gateway(b)];
+});
+test.beforeEach(() => {
+  turns = 0;
+  behaviour = assemble;
+  redis.away = false;
+  redis.conversations.clear();
+  redis.claims.clear();
+});
+after(() =>
+  servers.forEach((server) => {
+    server.close();
+    server.closeAllConnections();
+  }),
+);
+
+test("an answer", async () => {
+  const { status, reply, channel, user_id: user, replica: name } = await post(a, "hi");
+  assert.deepEqual(
+    { status, reply, channel, user, name },
+    { status: 200, reply: "re hi", channel: "web", user: "bob", name: "A" },
+  );
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+});
+
+test("message_id comes back and is a key", async () => {
+  const body = JSON.stringify({ channel: "web", user_id: "bob", message: "hi", message_id: "m-1" });
+  assert.equal((await post(a, "", { body })).message_id, "m-1");
+  assert.equal((await post(b, "", { body })).replica, "A");
+  assert.equal(turns, 1);
+});
+
+test("one key, two replicas at once: one turn, one answer", async () => {
+  behaviour = async (context) => {
+    await assemble(context);
+    await new Promise((resolve) => setTimeout(resolve, 150));
+  };
+  const [one, two] = await Promise.all([post(a, "hi", { key: "k" }), post(b, "hi", { key: "k" })]);
+  assert.equal(one.reply, two.reply);
+  assert.equal(one.replica, two.replica);
+  assert.equal(turns, 1);
+  assert.deepEqual([one, two].map(({ headers }) => headers.get("idempotency-replayed")).sort(), ["true", null].sort());
+});
+
+test("a key for another message is refused", async () => {
+  await post(a, "hi", { key: "k" });
+  const { status, error } = await post(b, "ho", { key: "k" });
+  assert.deepEqual([status, error.code], [422, "idempotency_key_reused"]);
+});
+
+test("a failed turn gives its key and its lock back", async () => {
+  behaviour = async (context) => {
+    await assemble(context);
+    return 500;
+  };
+  const { status, error } = await post(a, "hi", { key: "k" });
+  assert.deepEqual([status, error.code], [502, "provider_failed"]);
+  behaviour = assemble;
+  assert.equal((await post(b, "hi", { key: "k" })).status, 200);
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+});
+
+test("a turn that the gateway refused before it began is tried again", async () => {
+  behaviour = async (context) => {
+    if (turns === 1) return 500;
+    return assemble(context);
+  };
+  assert.equal((await post(a, "hi")).status, 200);
+  behaviour = async () => 500;
+  const { status, error, headers } = await post(a, "ho");
+  assert.deepEqual([status, error.code, headers.get("retry-after")], [503, "turn_not_started", "1"]);
+});
+
+test("an overtaken turn is run again on what came between", async () => {
+  behaviour = async (context) => {
+    await assemble(context);
+    if (turns > 1) return;
+    const conv = redis.of({ id: "web:bob" });
+    conv.seq += 1;
+    conv.turns.push({ id: "other", seq: conv.seq, messages: [userMessage("between"), answerMessage("x")] });
+  };
+  assert.equal((await post(a, "hi", { key: "k" })).status, 200);
+  assert.equal(turns, 2);
+  assert.deepEqual(redis.texts("web:bob"), ["between", "hi"]);
+});
+
+test("the commit stores the answer, so that a crash before the reply costs nothing", async () => {
+  behaviour = async (context) => {
+    await assemble(context);
+    await context.engine.commitTurn({
+      advancementKey: context.id,
+      sessionKey: context.sessionKey,
+      messages: [userMessage("hi"), answerMessage("re hi")],
+    });
+    assert.equal(redis.claims.get("k").state, "done");
+    assert.equal(redis.claims.get("k").body.reply, "re hi");
+  };
+  assert.equal((await post(a, "hi", { key: "k" })).status, 200);
+});
+
+test("a busy conversation is a 409", async () => {
+  a.config.routeWaitMs = 50;
+  redis.of({ id: "web:bob" }).owner = "somebody";
+  const { status, error, headers } = await post(a, "hi");
+  a.config.routeWaitMs = 2000;
+  assert.deepEqual([status, error.code, headers.get("retry-after")], [409, "conversation_busy", "2"]);
+  assert.equal(turns, 0);
+});
+
+test("a request that is still being answered is a 409 at the deadline", async () => {
+  a.config.routeWaitMs = 150;
+  await post(b, "hi", { key: "k" });
+  redis.claims.set("k", { ...redis.claims.get("k"), state: "running", owner: "B/x" });
+  const { status, error } = await post(a, "hi", { key: "k" });
+  a.config.routeWaitMs = 2000;
+  assert.deepEqual([status, error.code], [409, "request_in_progress"]);
+});
+
+test("Redis away: answered, and once per key on this replica", async () => {
+  redis.away = true;
+  assert.equal((await post(a, "hi", { key: "away" })).status, 200);
+  assert.equal((await post(a, "hi", { key: "away" })).reply, "re hi");
+  assert.equal(turns, 1);
+  redis.away = false;
+  await a.replayer.all();
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+});
+
+test("a body that is too large is a 413, a wrong method a 405", async () => {
+  const { status, error } = await post(a, "x".repeat(600));
+  assert.deepEqual([status, error.code], [413, "body_too_large"]);
+  const response = await fetch(`${a.config.gatewayUrl}/api/v1/message`);
+  assert.equal(response.status, 405);
+});
+
+test("a client that hangs up: nothing is written, nothing stays locked", async () => {
+  const gone = new AbortController();
+  const finished = new Promise((resolve) => {
+    behaviour = async (context) => {
+      await assemble(context);
+      gone.abort();
+      await once(context.req.socket, "close");
+      resolve();
+      return 499;
+    };
+  });
+  await assert.rejects(post(a, "hi", { key: "k", signal: gone.signal }));
+  await finished;
+  while (redis.of({ id: "web:bob" }).owner || redis.claims.has("k")) await new Promise(setImmediate);
+  assert.deepEqual(redis.texts("web:bob"), []);
+});
+
+test("a webhook delivered to two replicas is answered once", async () => {
+  const event = { messageId: "7", content: "hi" };
+  const ctx = {
+    channelId: "telegram",
+    accountId: "default",
+    conversationId: "42",
+    sessionKey: "agent:main:telegram:direct:42",
+  };
+  const [hooksA, hooksB] = [createHooks(async () => a), createHooks(async () => b)];
+  assert.equal(await hooksA.before_dispatch(event, ctx), undefined);
+  const second = hooksB.before_dispatch(event, ctx);
+  await a.settleClaims(ctx.sessionKey, true);
+  assert.deepEqual(await second, { handled: true });
+  assert.deepEqual(await hooksA.before_dispatch(event, ctx), { handled: true });
+  assert.equal(await hooksB.before_dispatch({ ...event, messageId: "8" }, ctx), undefined);
+  await b.settleClaims(ctx.sessionKey, false);
+  assert.equal(
+    await hooksA.before_dispatch({ ...event, messageId: "8" }, ctx),
+    undefined,
+    "given back: a second chance",
+  );
+  await a.settleClaims(ctx.sessionKey, true);
+});
+
+test("only the gateway's own crash replay is blocked", async () => {
+  const { before_agent_run: gate } = createHooks(async () => a);
+  const replay = { inputProvenance: { kind: "internal_system", sourceTool: "main_session_restart_recovery" } };
+  assert.equal((await gate({}, replay)).outcome, "block");
+  assert.equal(await gate({}, { inputProvenance: { sourceTool: "other" } }), undefined);
+  assert.equal(await gate({}, {}), undefined);
+});
+
+test("before_agent_finalize is not registered: it would end streaming", () => {
+  assert.equal("before_agent_finalize" in createHooks(), false);
+});
