@@ -392,6 +392,8 @@ def config(replica, topology, options):
                             {"host": node["address"], "port": node["port"]} for node in topology["sentinels"]
                         ],
                         "monitorName": topology["monitor"]["name"],
+                        # A committed turn waits for one replica's confirmation, where there is a replica.
+                        "waitReplicas": min(1, len(topology["redis"]) - 1),
                         "keyPrefix": "oc:",
                         "conversationTtlSeconds": int(options["conversation_ttl"]),
                         "turnTimeoutSeconds": int(options["turn_timeout"]),

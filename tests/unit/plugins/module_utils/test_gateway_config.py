@@ -90,6 +90,7 @@ class TestConfig:
             "replica": "node2-1",
             "sentinels": [{"host": f"192.0.2.{number}", "port": 26379} for number in (11, 12, 13)],
             "monitorName": "openclaw",
+            "waitReplicas": 1,
             "keyPrefix": "oc:",
             "conversationTtlSeconds": 604800,
             "turnTimeoutSeconds": 120,
@@ -375,3 +376,12 @@ class TestStateless:
     def test_any_mapping_is_judged_without_an_error(self, extra):
         wrapped = {"channels": {"x": extra}, "agents": extra, "cron": extra}
         assert isinstance(pure.stateless_violations(wrapped, DENY, 3), list)
+
+
+def test_a_single_redis_is_not_waited_for():
+    single = topology.build(
+        {"openclaw_gateways": ["node1"], "openclaw_redis": ["node1"], "openclaw_ollama": ["node1"]},
+        {"node1": {"ansible_host": "192.0.2.11"}},
+    )
+    built = pure.config(single["replicas"][0], single, options())
+    assert built["plugins"]["entries"]["shared-state"]["config"]["waitReplicas"] == 0
