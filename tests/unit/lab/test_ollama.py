@@ -132,6 +132,12 @@ def test_an_answer_begins_with_a_word_and_ends_only_after_one(model):
     assert allowed(model, "\u2581ba") == words | {"</s>"}
 
 
+def test_tensors_of_any_length_are_aligned():
+    weights = {"a": ((3,), [1.0, 2.0, 3.0]), "b": ((1, 2), [4.0, 5.0])}
+    raw = tiny_model.gguf({"key": (tiny_model.STRING, "value")}, weights)
+    assert read_gguf(raw) == ({"key": "value"}, {"a": ((3,), (1.0, 2.0, 3.0)), "b": ((1, 2), (4.0, 5.0))})
+
+
 def test_the_same_bytes_every_time(written, tmp_path):
     tiny_model.write(tmp_path)
     for path in written[0].iterdir():
