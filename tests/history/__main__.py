@@ -5,14 +5,16 @@
 
 import argparse
 import dataclasses
+import json
 import pathlib
 import sys
 import time
 
 import redis
 
+from .faults import FAULTS
 from .load import LoadOptions
-from .run import FAULTS, Timing, heading, judge_again, row, run
+from .run import Timing, heading, judge_again, row, run
 
 
 def main(arguments=None):
@@ -38,7 +40,14 @@ def main(arguments=None):
             running.add_argument(option, type=kind, default=field.default, help=" ")
     again = commands.add_parser("check", help="judge the evidence of an earlier run again")
     again.add_argument("directory", type=pathlib.Path)
+    tabling = commands.add_parser("table", help="one table of all runs whose evidence is below a directory")
+    tabling.add_argument("directory", type=pathlib.Path)
     given = vars(parser.parse_args(arguments))
+
+    if given["command"] == "table":
+        results = sorted(given["directory"].glob("*/result.json"), key=lambda path: path.stat().st_mtime)
+        print("\n".join([heading(), *(row(json.loads(path.read_text())) for path in results)]))
+        return 0
 
     if given["command"] == "check":
         directory = given["directory"]

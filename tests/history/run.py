@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import time
@@ -14,19 +13,10 @@ import requests
 
 from . import collect, crosscheck
 from .checker import check
+from .faults import nothing
 from .history import History, Window
 from .load import Load
 
-
-@contextlib.contextmanager
-def no_fault(_cluster):
-    """Nothing goes wrong."""
-    yield
-
-
-#: Name -> fault: a function of the cluster that returns a context manager. Entering it breaks something, leaving it
-#: repairs it.
-FAULTS = {"none": no_fault}
 
 COLUMNS = ("fault", "conversations", "turns", "requests", "acknowledged", "refused", "unknown (stored)",
            "errors seen", "longest stall", "violations", "Porcupine")  # fmt: skip
@@ -55,7 +45,7 @@ def warm_up(cluster, seconds=120):
             )
 
 
-def run(options, fault=no_fault, *, cluster, directory, name=None, timing=Timing()):
+def run(options, fault=nothing, *, cluster, directory, name=None, timing=Timing()):
     """Load a cluster, break it meanwhile, and judge what happened.
 
     :param LoadOptions options: what the clients do
@@ -67,7 +57,7 @@ def run(options, fault=no_fault, *, cluster, directory, name=None, timing=Timing
     warm_up(cluster)
     load = Load(cluster, options, directory / "operations.jsonl").start()
     try:
-        window = None if fault is no_fault else _visit(fault, load, cluster, name, timing)
+        window = None if fault is nothing else _visit(fault, load, cluster, name, timing)
     except BaseException:
         load.stop()
         raise

@@ -17,7 +17,8 @@ from tests.history import collect
 from tests.history.__main__ import main
 from tests.history.history import OK, REFUSED, UNKNOWN, TOKEN, read_operations
 from tests.history.load import Load, LoadOptions, classify, failure
-from tests.history.run import FAULTS, Timing, judge_again, row, run
+from tests.history.faults import FAULTS
+from tests.history.run import Timing, judge_again, row, run
 
 
 class SmallCluster:
