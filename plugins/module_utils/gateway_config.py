@@ -400,6 +400,12 @@ def config(replica, topology, options):
                         "spoolDir": options["spool"],
                         "ollamaUrl": ollama,
                         "gatewayUrl": f"http://127.0.0.1:{replica['port']}",
+                        # Replicas of one datacenter share its Redis, and each other's memory while it is away.
+                        "peers": [
+                            {"id": peer["id"], "url": f"http://{peer['address']}:{peer['port']}"}
+                            for peer in topology["replicas"]
+                            if peer["datacenter"] == replica["datacenter"] and peer["id"] != replica["id"]
+                        ],
                     },
                 },
                 **{name: {"enabled": False} for name in LOCAL_PLUGINS},

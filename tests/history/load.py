@@ -74,7 +74,7 @@ def classify(status, body):
     from_balancer = not isinstance(error, dict) or isinstance(code, int)
     kind = f"{status} {'balancer' if isinstance(code, int) else code or 'without a code'}"
     clear = 400 <= status < 500 and status != 408 or status in (502, 503)
-    if clear and not from_balancer and code != "request_in_progress":
+    if clear and not from_balancer and code not in ("request_in_progress", "outcome_unknown"):
         return REFUSED, kind
     return UNKNOWN, kind
 

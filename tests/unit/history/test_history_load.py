@@ -304,6 +304,7 @@ def test_a_load_without_bounds_is_refused(wrong):
         (401, {"error": {"message": "Unauthorized", "type": "unauthorized"}}, REFUSED, "401 without a code"),
         (409, {"error": {"code": "conversation_busy"}}, REFUSED, "409 conversation_busy"),
         (409, {"error": {"code": "request_in_progress"}}, UNKNOWN, "409 request_in_progress"),
+        (503, {"error": {"code": "outcome_unknown"}}, UNKNOWN, "503 outcome_unknown"),
         (429, {"error": {"code": "rate_limited"}}, REFUSED, "429 rate_limited"),
         (500, {"error": {"code": "turn_failed"}}, UNKNOWN, "500 turn_failed"),
         (502, {"error": {"code": "provider_failed"}}, REFUSED, "502 provider_failed"),

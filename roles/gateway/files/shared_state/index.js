@@ -8,6 +8,7 @@ import { ENGINE_ID, TurnEngine } from "./lib/engine.js";
 import { createHooks } from "./lib/hooks.js";
 import { sendJson } from "./lib/http.js";
 import { handleMessage } from "./lib/message.js";
+import { PEER_PATH } from "./lib/peers.js";
 import { currentRuntime, replaceRuntime, Runtime, stopRuntime } from "./lib/runtime.js";
 
 /** The gateway logs all plugins under one name. */
@@ -50,6 +51,11 @@ export default {
       path: "/api/v1/message",
       auth: "gateway",
       handler: async (req, res) => handleMessage(await current(), req, res),
+    });
+    api.registerHttpRoute({
+      path: PEER_PATH,
+      auth: "gateway",
+      handler: async (req, res) => (await current()).peers.handle(req, res),
     });
     api.registerHttpRoute({
       path: "/api/v1/health",

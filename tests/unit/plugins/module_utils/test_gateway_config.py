@@ -97,12 +97,32 @@ class TestConfig:
             "spoolDir": "/var/lib/openclaw/1/spool",
             "ollamaUrl": "http://192.0.2.12:11434",
             "gatewayUrl": "http://127.0.0.1:18789",
+            "peers": [
+                {"id": "node1-1", "url": "http://192.0.2.11:18789"},
+                {"id": "node3-1", "url": "http://192.0.2.13:18789"},
+            ],
         }
+
+    def test_peers_are_the_other_replicas_of_the_datacenter(self):
+        def peers(top):
+            return [
+                [peer["id"] for peer in settings["peers"]]
+                for replica in top["replicas"]
+                for settings in [pure.config(replica, top, options())["plugins"]["entries"]["shared-state"]["config"]]
+            ]
+
+        assert peers(cluster(gateway_replicas=4))[0] == ["node2-1", "node3-1", "node1-2"]
+        apart = cluster()
+        for replica in apart["replicas"]:
+            replica["datacenter"] = "east" if replica["host"] == "node3" else "west"
+        assert peers(apart) == [["node2-1"], ["node1-1"], []]
 
     def test_replicas_differ_only_in_what_is_their_own(self):
         one, other = built(0), built(1)
         one["gateway"]["customBindHost"] = other["gateway"]["customBindHost"]
-        one["plugins"]["entries"]["shared-state"]["config"]["replica"] = "node2-1"
+        for settings in (made["plugins"]["entries"]["shared-state"]["config"] for made in (one, other)):
+            assert len(settings.pop("peers")) == 2
+            settings["replica"] = ""
         assert one == other
 
     def test_numbers_given_as_text_become_numbers(self):

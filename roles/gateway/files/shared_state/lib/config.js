@@ -13,6 +13,9 @@ export const DEFAULTS = Object.freeze({
   // A Sentinel failover takes 3-6 s: the first operations of an outage wait this long for a new primary.
   outageWaitMs: 8000,
   commandTimeoutMs: 1000,
+  // Replicas that stand in for each other's memory while Redis is away, and how long one may take to say what it knows.
+  peers: Object.freeze([]),
+  peerTimeoutMs: 500,
   lockLeaseMs: 10000,
   routeWaitMs: 30000,
   // Replicas that must confirm a turn before it counts as safe; 0 where Redis has no replica.

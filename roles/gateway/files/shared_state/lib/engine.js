@@ -140,7 +140,7 @@ export class TurnEngine {
         runtime.metrics.add("turns_answered");
         log.warn(`A turn of ${conv.id} was not appended: its idempotency key was answered by another replica`);
       }
-      if (status === "committed") runtime.remember(conv, { ...turn, seq });
+      if (status !== "answered") runtime.remember(conv, { ...turn, seq });
       if (!confirmed && status !== "answered") {
         runtime.metrics.add("turns_unconfirmed");
         await runtime.keep({ ...record, op: "confirm" });

@@ -41,19 +41,20 @@ export function sendError(res, error) {
 }
 
 /**
- * One JSON request to this gateway.
+ * One JSON request to this gateway or another one.
  * @param {string} url
- * @param {{headers: object, body: object, signal: AbortSignal}} options
- * @returns {Promise<{status: number, body: object|undefined}>}
+ * @param {{headers: object, body: object, signal: AbortSignal, fresh?: boolean}} options fresh: on a connection of its
+ *   own; then an error says in `connected` whether the other side can have got anything
+ * @returns {Promise<{status: number, headers: object, body: object|undefined}>}
  */
-export function postJson(url, { headers, body, signal }) {
+export function postJson(url, { headers, body, signal, fresh = false }) {
   const payload = Buffer.from(JSON.stringify(body));
   return new Promise((resolve, reject) => {
     const request = http.request(
       url,
       {
         method: "POST",
-        agent,
+        agent: fresh ? false : agent,
         signal,
         headers: { ...headers, "content-type": "application/json", "content-length": payload.length },
       },
@@ -67,13 +68,18 @@ export function postJson(url, { headers, body, signal }) {
           } catch {
             /* not JSON: only the status counts */
           }
-          resolve({ status: response.statusCode, body: parsed });
+          resolve({ status: response.statusCode, headers: response.headers, body: parsed });
         } catch (error) {
-          reject(error);
+          reject(Object.assign(error, { connected: true }));
         }
       },
     );
-    request.on("error", reject);
+    let connected = false;
+    request.on("socket", (socket) => {
+      connected = !socket.connecting;
+      if (socket.connecting) socket.once("connect", () => (connected = true));
+    });
+    request.on("error", (error) => reject(Object.assign(error, { connected })));
     request.end(payload);
   });
 }

@@ -9,6 +9,8 @@ const RETRY_MS = 100;
 const PROBE_MS = 1000;
 const PROBE_DOWN_MS = 500;
 const STUCK_PROBES = 3;
+// All replicas have noticed the end of an outage by then.
+const GRACE_MS = 15000;
 
 /**
  * The connection to the Redis primary and its outages: says when Redis went away and when it is back, once each, and
@@ -54,6 +56,15 @@ export class Link {
   }
   get away() {
     return this.#outage.away;
+  }
+
+  /**
+   * May another replica still take Redis for away? Waits for the end of a failover first.
+   * @throws {RedisAway}
+   */
+  async unsettled() {
+    if (this.#outage.suspected) await this.run(() => this.#probe());
+    return this.#outage.calm(Date.now()) < GRACE_MS;
   }
 
   /** Starts the background probe, which notices an outage before a turn does, and its end without one. */
@@ -103,8 +114,9 @@ export class Link {
   }
 
   #succeeded() {
-    const lasted = this.#outage.lasted(Date.now());
-    if (!this.#outage.succeeded()) return;
+    const now = Date.now();
+    const lasted = this.#outage.lasted(now);
+    if (!this.#outage.succeeded(now)) return;
     this.#log.warn(`Redis is back after ${Math.round(lasted / 1000)} s. Kept turns are being written.`);
     this.#onBack();
   }

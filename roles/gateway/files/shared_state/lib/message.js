@@ -9,6 +9,7 @@ import { postJson, readBody, sendError, sendJson } from "./http.js";
 import { sessionKeyFor } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
 import { RedisAway } from "./outage.js";
+import { FORWARDED } from "./peers.js";
 import { HttpError, parseRequest, turnError } from "./request.js";
 
 const ATTEMPTS = 3;
@@ -33,7 +34,8 @@ export async function handleMessage(runtime, req, res) {
     runtime.metrics.add("messages");
     const authorization =
       req.headers.authorization ?? (runtime.config.gatewayToken ? `Bearer ${runtime.config.gatewayToken}` : undefined);
-    const { body, replayed } = await once(runtime, request, gone.signal, authorization);
+    const turn = new MessageTurn(runtime, request, gone.signal, authorization);
+    const { body, replayed } = await answerTurn(turn, { forwarded: FORWARDED in req.headers });
     return sendJson(res, 200, body, replayed ? { "idempotency-replayed": "true" } : {});
   } catch (error) {
     if (gone.signal.aborted) return true;
@@ -43,32 +45,47 @@ export async function handleMessage(runtime, req, res) {
   }
 }
 
-/** Runs a request once per idempotency key. @returns {Promise<{body: object, replayed: boolean}>} */
-async function once(runtime, request, signal, authorization) {
-  const turn = new MessageTurn(runtime, request, signal, authorization);
+/**
+ * Answers a request by Redis; while it is away, through the replica that knows the conversation best.
+ * @param {{forwarded: boolean}} options forwarded: another replica has chosen this one
+ * @returns {Promise<{body: object, replayed: boolean}>}
+ */
+async function answerTurn(turn, { forwarded }) {
+  const { runtime, request, conv, signal } = turn;
+  try {
+    await runtime.peers.settled(conv, signal);
+    return await once(turn);
+  } catch (error) {
+    // Thrown before anything was begun.
+    if (!(error instanceof RedisAway)) throw error;
+  }
+  const answer = forwarded ? null : await runtime.peers.answer(conv, request, signal);
+  return answer ?? onceHere(turn);
+}
+
+/** Runs a request once per idempotency key. @throws {RedisAway} before it has begun */
+async function once(turn) {
+  const { runtime, request, signal } = turn;
   if (!request.key) return { body: await turn.run(), replayed: false };
   const { config, store } = runtime;
   const key = store.idempotencyKey(turn.conv, request.key);
   const claim = new Claim(store, key, turn.owner, request.fingerprint);
+  const keepMs = (config.turnTimeoutSeconds + 60) * 1000;
+  const taken = await claim.take({ waitMs: config.routeWaitMs, signal, keepMs });
+  if (taken) return { body: answerOf(taken, request), replayed: true };
   try {
-    const keepMs = (config.turnTimeoutSeconds + 60) * 1000;
-    const present = await claim.take({ waitMs: config.routeWaitMs, signal, keepMs });
-    if (present) return { body: answerOf(present, request), replayed: true };
-  } catch (error) {
-    if (!(error instanceof RedisAway)) throw error;
-    return onceHere(runtime, key, request, turn);
-  }
-  try {
-    const body = await turn.run();
-    await claim.settle(doneAnswer(request, body), config.idempotencyTtlSeconds);
-    return { body, replayed: false };
+    const answer = await remembered(runtime, key, () => turn.run().then((body) => doneAnswer(request, body)));
+    await claim.settle(answer, config.idempotencyTtlSeconds);
+    return { body: answer.body, replayed: false };
   } catch (error) {
     if (!(error instanceof Answered)) {
       await claim.settle(null);
       throw error;
     }
     // While this replica was frozen, another one took the claim over and answered.
-    const present = await claim.take({ waitMs: config.routeWaitMs, signal, keepMs: 0 });
+    const present = await claim.take({ waitMs: config.routeWaitMs, signal, keepMs: 0 }).catch((away) => {
+      if (!(away instanceof RedisAway)) throw away;
+    });
     if (present) return { body: answerOf(present, request), replayed: true };
     await claim.settle(null);
     throw new HttpError(409, "request_in_progress", "A request with this key was answered meanwhile.", {
@@ -78,21 +95,32 @@ async function once(runtime, request, signal, authorization) {
 }
 
 /** The same within this replica, while Redis is away. */
-async function onceHere(runtime, key, request, turn) {
-  const { answers, inflight } = runtime;
-  const known = answers.get(key) ?? inflight.get(key);
-  if (known) {
-    const present = await known;
-    return { body: answerOf(present, request), replayed: true };
+async function onceHere(turn) {
+  const { runtime, request, conv } = turn;
+  const run = () => turn.run({ alone: true });
+  if (!request.key) return { body: await run(), replayed: false };
+  const key = runtime.store.idempotencyKey(conv, request.key);
+  for (;;) {
+    const present = runtime.answerTo(conv, request.key) ?? runtime.inflight.get(key);
+    if (!present) break;
+    // When that one fails, this one is its second chance.
+    const answer = await Promise.resolve(present).catch(() => null);
+    if (answer) return { body: answerOf(answer, request), replayed: true };
   }
-  const work = turn.run().then((body) => doneAnswer(request, body));
-  inflight.set(key, work);
+  const { body } = await remembered(runtime, key, () => run().then((answer) => doneAnswer(request, answer)));
+  return { body, replayed: false };
+}
+
+/** Does work whose result this replica can repeat without Redis, also while it is being done. */
+async function remembered({ answers, inflight }, key, work) {
+  const result = work();
+  inflight.set(key, result);
   try {
-    const answer = await work;
+    const answer = await result;
     answers.set(key, answer);
-    return { body: answer.body, replayed: false };
+    return answer;
   } finally {
-    inflight.delete(key);
+    if (inflight.get(key) === result) inflight.delete(key);
   }
 }
 
@@ -125,10 +153,14 @@ class MessageTurn {
     this.owner = `${runtime.config.replica}/${randomUUID()}`;
   }
 
-  /** @returns {Promise<object>} the response body */
-  async run() {
+  /**
+   * @param {{alone?: boolean}} [options] alone: without Redis, after this replica's other turns of the conversation
+   * @returns {Promise<object>} the response body
+   * @throws {RedisAway} before it has begun, unless alone
+   */
+  async run({ alone = false } = {}) {
     for (let attempt = 1; attempt <= ATTEMPTS; attempt += 1) {
-      const { outcome, body } = await this.#attempt();
+      const { outcome, body } = await this.#attempt(alone);
       if (outcome === "answered") throw new Answered();
       if (body && outcome !== "refused") return body;
       this.runtime.metrics.add("messages_retried");
@@ -143,9 +175,14 @@ class MessageTurn {
    * One turn under one lock.
    * @returns {Promise<{outcome: string, body?: object}>} without a body: it has left no trace and may be tried again
    */
-  async #attempt() {
+  async #attempt(alone) {
+    const lock = new ConversationLock(this.runtime.store, this.runtime.config, this.conv);
+    if (!alone) await this.#take(lock);
+    return this.runtime.runTurn(this.conv, () => this.#runUnder(lock), { alone });
+  }
+
+  async #runUnder(lock) {
     const { config, reservations } = this.runtime;
-    const lock = await this.#lock();
     const reservation = {
       lock,
       message: this.request.message,
@@ -190,10 +227,9 @@ class MessageTurn {
     }
   }
 
-  /** The conversation's lock, taken; not taken while Redis is away. */
-  async #lock() {
-    const { config, metrics, store } = this.runtime;
-    const lock = new ConversationLock(store, config, this.conv);
+  /** Takes the conversation's lock. @throws {RedisAway|HttpError} */
+  async #take(lock) {
+    const { config, metrics } = this.runtime;
     try {
       await this.runtime.flush(this.conv);
       await lock.acquire({ waitMs: config.routeWaitMs, signal: this.signal });
@@ -204,9 +240,8 @@ class MessageTurn {
           retryAfter: 2,
         });
       }
-      if (!(error instanceof RedisAway)) throw error;
+      throw error;
     }
-    return lock;
   }
 
   #body(reply) {

@@ -28,6 +28,7 @@ export class Outage {
   #waitMs;
   #since = null;
   #away = false;
+  #endedAt = -Infinity;
 
   constructor(waitMs) {
     this.#waitMs = waitMs;
@@ -45,6 +46,11 @@ export class Outage {
     return this.#since === null ? 0 : now - this.#since;
   }
 
+  /** Milliseconds since the last failure was overcome; Infinity when there was none. */
+  calm(now) {
+    return now - this.#endedAt;
+  }
+
   /** @returns {boolean} true when this failure turns a suspicion into an outage */
   failed(now) {
     this.#since ??= now;
@@ -54,8 +60,9 @@ export class Outage {
   }
 
   /** @returns {boolean} true when this ends an outage */
-  succeeded() {
+  succeeded(now) {
     const ended = this.#away;
+    if (this.suspected) this.#endedAt = now;
     this.#since = null;
     this.#away = false;
     return ended;

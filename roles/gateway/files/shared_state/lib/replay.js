@@ -92,11 +92,11 @@ export class Replayer {
     const lock = new ConversationLock(this.#store, this.#config, conv, owner);
     try {
       await lock.acquire({ waitMs: 0, once: true });
-      const { status, late, confirmed } = await this.#store.commit(record, { mode: "kept", once: true });
+      const { status, seq, late, confirmed } = await this.#store.commit(record, { mode: "kept", once: true });
       if (status === "fenced") return false;
+      if (status === "committed" || status === "duplicate") this.#onWritten(conv, { ...record.turn, seq, late });
       if (status === "committed") {
         this.#metrics.add(op === "confirm" ? "turns_restored" : "turns_replayed");
-        this.#onWritten(conv);
         if (late) this.#log.warn(`A kept turn of ${conv.id} was written late: other replicas took turns meanwhile`);
       }
       if (status === "discarded" || status === "answered") {

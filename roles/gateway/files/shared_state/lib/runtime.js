@@ -7,6 +7,7 @@ import { redisKeys } from "./keys.js";
 import { Link } from "./link.js";
 import { Metrics } from "./metrics.js";
 import { OllamaCheck } from "./ollama.js";
+import { Peers } from "./peers.js";
 import { Recent } from "./recent.js";
 import { Replayer } from "./replay.js";
 import { Spool } from "./spool.js";
@@ -30,10 +31,12 @@ export class Runtime {
   claims = new Map();
   /** What this replica last saw of a conversation: {turns, seq, epoch}. */
   recent = new Recent(RECENT_CONVERSATIONS);
-  /** Answers given while Redis was away, by idempotency key. */
+  /** Answers given by this replica, by idempotency key. */
   answers = new Recent(RECENT_ANSWERS);
   /** Requests that are being answered by this replica, by idempotency key. @type {Map<string, Promise<object>>} */
   inflight = new Map();
+  /** Turns that POST /api/v1/message is running here, in their order, by conversation id. @type {Map<string, Promise[]>} */
+  running = new Map();
   /** Resets under way, by conversation id. @type {Map<string, Promise<void>>} */
   resets = new Map();
   startedAt = Date.now();
@@ -67,7 +70,14 @@ export class Runtime {
       log,
       metrics,
       isAway: () => this.link.away,
-      onWritten: (conv) => this.recent.delete(conv.id),
+      onWritten: (conv, turn) => this.remember(conv, turn),
+    });
+    this.peers = new Peers({
+      config,
+      metrics,
+      know: (conv, key) => this.know(conv, key),
+      flush: (conv) => this.flush(conv),
+      isUnsettled: () => this.link.unsettled(),
     });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
@@ -130,11 +140,63 @@ export class Runtime {
     return name !== null;
   }
 
-  /** Adds a turn to what this replica remembers of a conversation. */
+  /**
+   * Adds a turn that Redis has got to what this replica remembers of a conversation. When others came between, the
+   * conversation is read again: what is remembered must be complete should Redis go away.
+   */
   remember(conv, turn) {
     const known = this.recent.get(conv.id);
-    if (!known || known.turns.some(({ id }) => id === turn.id)) return;
-    this.recent.set(conv.id, { ...known, seq: Math.max(known.seq, turn.seq), turns: [...known.turns, turn] });
+    if (known?.turns.some(({ id }) => id === turn.id)) return;
+    if (known && !turn.late && turn.seq <= known.seq + 1) {
+      this.recent.set(conv.id, { ...known, seq: turn.seq, turns: [...known.turns, turn] });
+      return;
+    }
+    const reread = (view) => {
+      if (view.seq >= (this.recent.get(conv.id)?.seq ?? 0)) this.recent.set(conv.id, view);
+    };
+    this.store.read(conv).then(reread, () => {});
+  }
+
+  /** What this replica knows of a conversation. @returns {import("./peers.js").Knowledge} */
+  know(conv, key) {
+    const kept = this.spool.recordsOf(conv.id).filter(({ record }) => record.op !== "confirm").length;
+    const pending = kept + (this.running.get(conv.id)?.length ?? 0);
+    const idempotencyKey = this.store.idempotencyKey(conv, key);
+    return {
+      replica: this.config.replica,
+      redis: this.link.healthy,
+      known: (this.recent.get(conv.id)?.seq ?? 0) + pending,
+      pending,
+      key: key !== undefined && (this.inflight.has(idempotencyKey) || this.answerTo(conv, key) !== undefined),
+    };
+  }
+
+  /** The answer that this replica gave to an idempotency key, also in an earlier life if Redis has not got it. */
+  answerTo(conv, key) {
+    const kept = this.spool.recordsOf(conv.id).find(({ record }) => record.idempotency?.key === key);
+    return this.answers.get(this.store.idempotencyKey(conv, key)) ?? kept?.record.idempotency.answer;
+  }
+
+  /**
+   * Runs a turn here, for peers to see.
+   * @template T
+   * @param {() => Promise<T>} work
+   * @param {{alone: boolean}} options alone: after all that this replica has begun, because no lock orders them
+   * @returns {Promise<T>}
+   */
+  async runTurn(conv, work, { alone }) {
+    const earlier = this.running.get(conv.id) ?? [];
+    const { promise, resolve } = Promise.withResolvers();
+    this.running.set(conv.id, [...earlier, promise]);
+    try {
+      if (alone) await Promise.all(earlier);
+      return await work();
+    } finally {
+      resolve();
+      const left = this.running.get(conv.id).filter((other) => other !== promise);
+      if (left.length) this.running.set(conv.id, left);
+      else this.running.delete(conv.id);
+    }
   }
 
   /** Forgets a conversation, now or when Redis is back. */

@@ -14,9 +14,12 @@ function make(outageWaitMs) {
   let back = 0;
   let opened = 0;
   const log = { warn: (text) => said.push(text) };
+  let ping = broken;
+  const chain = { hset: () => chain, expire: () => chain, exec: async () => [[null, 1]] };
   const connect = () => {
     opened += 1;
-    return Object.assign(new EventEmitter(), { status: "ready", disconnect() {} });
+    const client = { status: "ready", disconnect() {}, ping: () => ping(), multi: () => chain };
+    return Object.assign(new EventEmitter(), client);
   };
   const link = new Link({
     config: { outageWaitMs },
@@ -28,7 +31,10 @@ function make(outageWaitMs) {
     },
     connect,
   });
-  return { link, said, back: () => back, opened: () => opened };
+  const answering = () => {
+    ping = async () => "PONG";
+  };
+  return { link, said, answering, back: () => back, opened: () => opened };
 }
 const broken = async () => {
   throw new Error("Connection is closed.");
@@ -77,6 +83,19 @@ test("an error of one command is not an outage", async () => {
     wrong,
   );
   assert.equal(link.healthy, true);
+  link.stop();
+});
+
+test("after any trouble other replicas may lag behind; while it lasts, it is waited out", async () => {
+  const { link, answering } = make(60);
+  assert.equal(await link.unsettled(), false);
+  await assert.rejects(link.run(broken, { once: true }), RedisAway);
+  await assert.rejects(link.unsettled(), RedisAway, "the end of a failover is awaited, and no longer");
+  assert.equal(link.away, true);
+  answering();
+  assert.equal(await link.run(async () => 1, { once: true }), 1);
+  await link.run(broken, { once: true }).catch(() => {});
+  assert.equal(await link.unsettled(), true);
   link.stop();
 });
 

@@ -3,13 +3,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import assert from "node:assert/strict";
-import http from "node:http";
-import { randomUUID } from "node:crypto";
 import { once } from "node:events";
 import { after, before, test } from "node:test";
 import { createHooks } from "../lib/hooks.js";
-import { handleMessage } from "../lib/message.js";
-import { answerMessage, engineOf, FakeRedis, replica, userMessage } from "./support/rig.js";
+import { answerMessage, assemble, FakeRedis, gateway, post, replica, userMessage } from "./support/rig.js";
 
 let redis;
 let a;
@@ -18,60 +15,17 @@ let servers;
 let turns;
 let behaviour;
 
-/** A gateway that has the plugin's route and runs a turn as the real one does. */
-async function gateway(runtime) {
-  const server = http.createServer(async (req, res) => {
-    if (req.url === "/api/v1/message") {
-      await handleMessage(runtime, req, res);
-      return;
-    }
-    let body = "";
-    for await (const chunk of req) body += chunk;
-    const text = JSON.parse(body).messages[0].content;
-    const sessionKey = req.headers["x-openclaw-session-key"];
+const serve = (runtime) =>
+  gateway(runtime, (context) => {
     turns += 1;
-    const id = randomUUID();
-    const engine = engineOf(runtime);
-    const status = (await behaviour({ runtime, engine, sessionKey, text, id, req })) ?? 200;
-    if (status === 200) {
-      const messages = [userMessage(text), answerMessage(`re ${text}`)];
-      await engine.commitTurn({ advancementKey: id, sessionKey, messages });
-    }
-    await engine.dispose();
-    res.writeHead(status, { "content-type": "application/json" });
-    res.end(
-      JSON.stringify(
-        status === 200
-          ? { choices: [{ message: { content: `re ${text}` } }] }
-          : { error: { message: "internal error" } },
-      ),
-    );
+    return behaviour(context);
   });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  runtime.config.gatewayUrl = `http://127.0.0.1:${server.address().port}`;
-  return server;
-}
-
-const assemble = async ({ engine, sessionKey, text }) => {
-  await engine.assemble({ sessionKey, sessionId: "s", messages: [], prompt: text });
-};
-
-async function post(runtime, message, { key, user = "bob", body, signal } = {}) {
-  const response = await fetch(`${runtime.config.gatewayUrl}/api/v1/message`, {
-    method: "POST",
-    signal,
-    headers: { "content-type": "application/json", ...(key && { "idempotency-key": key }) },
-    body: body ?? JSON.stringify({ channel: "web", user_id: user, message }),
-  });
-  return { status: response.status, headers: response.headers, ...(await response.json()) };
-}
 
 before(async () => {
   redis = new FakeRedis();
   a = await replica(redis, "A", { messageMaxBytes: 500, routeWaitMs: 2000 });
   b = await replica(redis, "B", { messageMaxBytes: 500, routeWaitMs: 2000 });
-  servers = [await gateway(a), await gateway(b)];
+  servers = [await serve(a), await serve(b)];
 });
 test.beforeEach(() => {
   turns = 0;

@@ -34,6 +34,16 @@ test("the end of an outage is said once", () => {
   assert.equal(outage.away, false);
 });
 
+test("how long ago the last trouble ended, also one that was no outage", () => {
+  const outage = new Outage(8000);
+  assert.equal(outage.succeeded(500), false);
+  assert.equal(outage.calm(1000), Infinity);
+  outage.failed(1000);
+  outage.succeeded(2000);
+  outage.succeeded(2500);
+  assert.equal(outage.calm(3000), 1000);
+});
+
 test("what is an outage", () => {
   const reply = (message) => Object.assign(new Error(message), { name: "ReplyError" });
   for (const text of [

@@ -2,12 +2,17 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import { randomUUID } from "node:crypto";
+import { once } from "node:events";
 import fs from "node:fs/promises";
+import http from "node:http";
 import os from "node:os";
 import path from "node:path";
 import { TurnEngine } from "../../lib/engine.js";
+import { handleMessage } from "../../lib/message.js";
 import { Metrics } from "../../lib/metrics.js";
 import { RedisAway } from "../../lib/outage.js";
+import { PEER_PATH, Peers } from "../../lib/peers.js";
 import { Recent } from "../../lib/recent.js";
 import { Replayer } from "../../lib/replay.js";
 import { Runtime } from "../../lib/runtime.js";
@@ -28,10 +33,10 @@ export class FakeRedis {
   }
 
   /** The Store of one replica. */
-  store(metrics) {
+  store(metrics, isAway = () => this.away) {
     const redis = this;
     const up = () => {
-      if (redis.away) throw new RedisAway();
+      if (isAway()) throw new RedisAway();
     };
     return {
       async begin(conv, owner, known) {
@@ -119,7 +124,7 @@ export async function replica(redis, name, overrides = {}) {
   const log = Object.fromEntries(
     ["info", "warn", "error"].map((level) => [level, (text) => said.push(`${level}: ${text}`)]),
   );
-  const store = redis.store(metrics);
+  const store = redis.store(metrics, () => runtime.redisAway());
   const config = {
     replica: name,
     lockLeaseMs: 60000,
@@ -129,6 +134,9 @@ export async function replica(redis, name, overrides = {}) {
     trimRatio: 0.8,
     dedupeTtlSeconds: 60,
     idempotencyTtlSeconds: 60,
+    peers: [],
+    peerTimeoutMs: 300,
+    gatewayToken: "tok",
     ...overrides,
   };
   const spool = new Spool({ dir: await temporaryDirectory(), maxRecords: 100, maxBytes: 1e6, log, metrics });
@@ -148,10 +156,27 @@ export async function replica(redis, name, overrides = {}) {
     answers: new Recent(100),
     inflight: new Map(),
     resets: new Map(),
+    running: new Map(),
+    // How this replica sees Redis, which others may see differently.
+    redisAway: () => redis.away,
+    graceful: false,
     link: {
       get away() {
-        return redis.away;
+        return runtime.redisAway();
       },
+      get healthy() {
+        return !runtime.redisAway();
+      },
+    },
+  });
+  runtime.peers = new Peers({
+    config,
+    metrics,
+    know: (conv, key) => runtime.know(conv, key),
+    flush: (conv) => runtime.flush(conv),
+    isUnsettled: async () => {
+      if (runtime.redisAway()) throw new RedisAway();
+      return runtime.graceful;
     },
   });
   runtime.replayer = new Replayer({
@@ -160,8 +185,8 @@ export async function replica(redis, name, overrides = {}) {
     config,
     log,
     metrics,
-    isAway: () => redis.away,
-    onWritten: (conv) => runtime.recent.delete(conv.id),
+    isAway: () => runtime.redisAway(),
+    onWritten: (conv, turn) => runtime.remember(conv, turn),
   });
   return runtime;
 }
@@ -189,4 +214,64 @@ export async function turn(runtime, text, { local = [], between = async () => {}
   });
   await engine.dispose();
   return messages.filter(({ role }) => role === "user").map(({ content }) => content);
+}
+
+/** What a gateway does first in a turn. */
+export const assemble = async ({ engine, sessionKey, text }) => {
+  const { messages } = await engine.assemble({ sessionKey, sessionId: "s", messages: [], prompt: text });
+  return messages.filter(({ role }) => role === "user").map(({ content }) => content);
+};
+
+/**
+ * A gateway that has the plugin's routes and runs a turn as the real one does.
+ * @param {(context: object) => Promise<number|*>} run until the answer is there; a number is an error's status
+ * @returns {Promise<http.Server>} listening; its url is the replica's gatewayUrl
+ */
+export async function gateway(runtime, run) {
+  const server = http.createServer(async (req, res) => {
+    if (req.url === "/api/v1/message") {
+      await handleMessage(runtime, req, res);
+      return;
+    }
+    if (req.url === PEER_PATH) {
+      await runtime.peers.handle(req, res);
+      return;
+    }
+    let body = "";
+    for await (const chunk of req) body += chunk;
+    const text = JSON.parse(body).messages[0].content;
+    const sessionKey = req.headers["x-openclaw-session-key"];
+    const id = randomUUID();
+    const engine = engineOf(runtime);
+    const result = await run({ runtime, engine, sessionKey, text, id, req });
+    const status = Number.isInteger(result) ? result : 200;
+    if (status === 200) {
+      const messages = [userMessage(text), answerMessage(`re ${text}`)];
+      await engine.commitTurn({ advancementKey: id, sessionKey, messages });
+    }
+    await engine.dispose();
+    res.writeHead(status, { "content-type": "application/json" });
+    res.end(
+      JSON.stringify(
+        status === 200
+          ? { choices: [{ message: { content: `re ${text}` } }] }
+          : { error: { message: "internal error" } },
+      ),
+    );
+  });
+  server.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  runtime.config.gatewayUrl = `http://127.0.0.1:${server.address().port}`;
+  return server;
+}
+
+/** One client's request to POST /api/v1/message. */
+export async function post(runtime, message, { key, user = "bob", body, signal, headers } = {}) {
+  const response = await fetch(`${runtime.config.gatewayUrl}/api/v1/message`, {
+    method: "POST",
+    signal,
+    headers: { "content-type": "application/json", ...(key && { "idempotency-key": key }), ...headers },
+    body: body ?? JSON.stringify({ channel: "web", user_id: user, message }),
+  });
+  return { status: response.status, headers: response.headers, ...(await response.json()) };
 }
