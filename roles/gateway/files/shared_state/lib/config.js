@@ -13,9 +13,10 @@ export const DEFAULTS = Object.freeze({
   // A Sentinel failover takes 3-6 s: the first operations of an outage wait this long for a new primary.
   outageWaitMs: 8000,
   commandTimeoutMs: 1000,
-  // Replicas that stand in for each other's memory while Redis is away, and how long one may take to say what it knows.
+  // Replicas that stand in for each other's memory while Redis is away, and how long one may take to say what it knows:
+  // a gateway that begins several turns at once is deaf for some hundred ms.
   peers: Object.freeze([]),
-  peerTimeoutMs: 500,
+  peerTimeoutMs: 1000,
   lockLeaseMs: 10000,
   routeWaitMs: 30000,
   // Replicas that must confirm a turn before it counts as safe; 0 where Redis has no replica.
