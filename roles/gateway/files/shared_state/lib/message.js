@@ -232,7 +232,9 @@ class MessageTurn {
     const { config, metrics } = this.runtime;
     try {
       await this.runtime.flush(this.conv);
-      await lock.acquire({ waitMs: config.routeWaitMs, signal: this.signal });
+      const view = await lock.acquire({ waitMs: config.routeWaitMs, signal: this.signal });
+      // Should Redis go away before the gateway asks for the history.
+      this.runtime.recent.set(this.conv.id, view);
     } catch (error) {
       if (error instanceof Busy) {
         metrics.add("lock_timeouts");

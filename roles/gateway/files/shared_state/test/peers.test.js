@@ -118,6 +118,24 @@ test("a turn that began with Redis goes first, and its replica is the one that k
   assert.deepEqual(shown.at(-1).before, ["1", "2"]);
 });
 
+test("Redis goes away after a turn has its lock, before its first model call: it is shown what the lock has read", async () => {
+  await post(replicas.A, "1");
+  await post(replicas.B, "2");
+  for (const name of NAMES) {
+    const { store } = replicas[name];
+    const { begin } = store;
+    store.begin = async (...args) => {
+      const view = await begin(...args);
+      redis.away = true;
+      return view;
+    };
+  }
+  assert.equal((await post(replicas.A, "3")).replica, "A");
+  assert.deepEqual(shown.at(-1).before, ["1", "2"]);
+  assert.equal((await post(replicas.C, "4")).replica, "A");
+  assert.deepEqual(shown.at(-1).before, ["1", "2", "3"]);
+});
+
 test("the same key on two replicas while Redis is away, and again on the third: one answer", async () => {
   redis.away = true;
   behaviour = () => new Promise((resolve) => setTimeout(resolve, 50));
