@@ -161,7 +161,9 @@ export class Peers {
       const retryAfter = Number(answer.headers["retry-after"]) || undefined;
       throw new HttpError(answer.status, error.code, error.message, { retryAfter });
     }
-    throw new HttpError(503, "outcome_unknown", "The replica that was answering this turn was lost.", { retryAfter: 1 });
+    throw new HttpError(503, "outcome_unknown", "The replica that was answering this turn was lost.", {
+      retryAfter: 1,
+    });
   }
 
   /** POST /api/v1/peer: another replica asks. */

@@ -35,7 +35,7 @@ export class Runtime {
   answers = new Recent(RECENT_ANSWERS);
   /** Requests that are being answered by this replica, by idempotency key. @type {Map<string, Promise<object>>} */
   inflight = new Map();
-  /** Turns that POST /api/v1/message is running here, in their order, by conversation id. @type {Map<string, Promise[]>} */
+  /** Turns that POST /api/v1/message is running here, by conversation id. @type {Map<string, Promise[]>} */
   running = new Map();
   /** Resets under way, by conversation id. @type {Map<string, Promise<void>>} */
   resets = new Map();
