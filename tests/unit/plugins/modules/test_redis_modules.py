@@ -177,6 +177,7 @@ def test_sentinel_settings_go_live_once(run_module, cluster):
 
 
 def test_after_a_failover_the_new_primary_is_seen(look, servers, cluster):
+    look(wait=20)  # until the Sentinel knows the replica: it cannot promote what it does not know
     servers.stop("one")
     new = f"127.0.0.1:{cluster['redis'][1]['port']}"
     wait_for("the failover", lambda: look(unanswered_ok=True)["primary"] == new)
