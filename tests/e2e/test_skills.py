@@ -5,7 +5,7 @@ import time
 import pytest
 import requests
 
-from conftest import wait_until
+from lab.shell import wait_for
 
 SKILL = """---
 name: tracking
@@ -47,5 +47,5 @@ def test_a_new_skill_reaches_every_replica_without_a_restart(cluster, hosts, top
     before, started = [system_prompt(cluster, via) for via in cluster.replicas], pids()
     skill()
     for via, old in zip(cluster.replicas, before):
-        wait_until(f"{via} knows the skill", lambda via=via, old=old: system_prompt(cluster, via) != old, interval=1)
+        wait_for(f"{via} knows the skill", lambda via=via, old=old: system_prompt(cluster, via) != old, interval=1)
     assert pids() == started
