@@ -127,6 +127,10 @@ class MessageTurn {
 
   /** @returns {Promise<object>} the response body */
   async run() {
+    const waitMs = await this.runtime.limiter.take(this.conv);
+    if (waitMs > 0) {
+      throw new HttpError(429, "rate_limited", "Too many requests.", { retryAfter: Math.ceil(waitMs / 1000) });
+    }
     for (let attempt = 1; attempt <= ATTEMPTS; attempt += 1) {
       const { outcome, body } = await this.#attempt();
       if (outcome === "answered") throw new Answered();

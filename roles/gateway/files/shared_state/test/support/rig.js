@@ -6,6 +6,8 @@ import fs from "node:fs/promises";
 import os from "node:os";
 import path from "node:path";
 import { TurnEngine } from "../../lib/engine.js";
+import { Breaker } from "../../lib/breaker.js";
+import { Limiter, take } from "../../lib/limits.js";
 import { Metrics } from "../../lib/metrics.js";
 import { RedisAway } from "../../lib/outage.js";
 import { Recent } from "../../lib/recent.js";
@@ -19,6 +21,7 @@ export class FakeRedis {
   confirmed = true;
   conversations = new Map();
   claims = new Map();
+  buckets = new Map();
 
   of(conv) {
     if (!this.conversations.has(conv.id)) {
@@ -99,6 +102,16 @@ export class FakeRedis {
         if (value) redis.claims.set(key, value);
         else redis.claims.delete(key);
       },
+      async takeTokens(limits) {
+        up();
+        const { waitMs, buckets } = take(
+          limits.map(({ name }) => redis.buckets.get(name)),
+          limits,
+          Date.now(),
+        );
+        limits.forEach(({ name }, index) => redis.buckets.set(name, buckets[index]));
+        return waitMs;
+      },
       dedupeKey: (parts) => parts.join("/"),
       idempotencyKey: (_conv, key) => key,
     };
@@ -154,6 +167,9 @@ export async function replica(redis, name, overrides = {}) {
       },
     },
   });
+  const isAway = () => redis.away;
+  runtime.breaker = new Breaker({ config, store, log, metrics, isAway });
+  runtime.limiter = new Limiter({ config, store, metrics, isAway });
   runtime.replayer = new Replayer({
     spool,
     store,
