@@ -53,10 +53,10 @@ def run_logged(command, log, show, **options):
         raise LabError(f"{command[0]} ended with {code}; the whole output is in {log}")
 
 
-def wait_for(what, probe, seconds, interval=0.25):
+def wait_for(what, probe, seconds=120, interval=0.25):
     """Call ``probe`` until it returns something true, and return that.
 
-    :raises LabError: after ``seconds``, naming ``what``
+    :raises LabError: after ``seconds``, with ``what`` and the last answer
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -64,5 +64,5 @@ def wait_for(what, probe, seconds, interval=0.25):
         if found:
             return found
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not seen within {seconds} s")
-        time.sleep(interval)
+            raise LabError(f"{what}: not seen within {seconds} s (last: {found!r})")
+        time.sleep(interval)  # between two looks

@@ -15,7 +15,7 @@ def gateway_config(replica, topology, options):
     try:
         return {
             "config": pure.config(replica, topology, options),
-            "settings": pure.settings(options["providers"]),
+            "settings": pure.settings(pure.provider_chain(options["providers"], topology, replica)),
             "environment": pure.environment(replica, options),
         }
     except pure.GatewayConfigError as error:

@@ -56,6 +56,13 @@ LOCAL_PLUGINS = (
     "talk-voice",
 )
 
+#: OpenClaw gives up a whole turn after five calls without a sign of life, so the fourth must be a provider's last.
+MOST_RETRIES = 3
+
+#: Defaults of the circuit breaker and of the rate limits (0 = none).
+BREAKER = {"failures": 3, "open_seconds": 30}
+RATE_LIMIT = {"requests_per_minute": 0, "per_key_per_minute": 0, "burst": 10}
+
 _ZERO_DURATION = re.compile(r"0+(ms|s|m|h|d)?")
 
 
@@ -275,7 +282,8 @@ def provider_chain(providers, topology, replica):
     An entry of type ollama without endpoint stands for the cluster's own Ollama hosts, the nearest first: the
     replica's own host, its datacenter, the others.
 
-    :returns: list of dicts with id, api, endpoint, model, variable (or None), timeout (s), context_window, max_tokens
+    :returns: list of dicts with id, api, endpoint, model, variable (or None), timeout (s) and retries as asked for,
+        context_window, max_tokens, last (it stems from the last of ``gateway_providers``)
     :raises GatewayConfigError: see :func:`provider_problems`
     """
     problems = provider_problems(providers, bool(topology["ollama"]))
@@ -297,9 +305,10 @@ def provider_chain(providers, topology, replica):
                     "endpoint": str(endpoint).rstrip("/"),
                     "model": str(provider["model"]),
                     "variable": provider_variable(provider["name"]) if provider.get("api_key") else None,
+                    "last": provider is providers[-1],
                     **{
                         key: defaults[key] if provider.get(key) is None else provider[key]
-                        for key in ("timeout", "context_window", "max_tokens")
+                        for key in ("timeout", "retries", "context_window", "max_tokens")
                     },
                 }
             )
@@ -309,19 +318,82 @@ def provider_chain(providers, topology, replica):
     return chain
 
 
+def _guards(options):
+    """The plugin's settings of breaker and rate limits.
+
+    :raises GatewayConfigError: for a value that is no whole number or too small
+    """
+
+    def whole(name, value, least):
+        try:
+            number = int(str(value))
+        except ValueError:
+            number = None
+        if number is None or number < least:
+            raise GatewayConfigError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+        return number
+
+    rate = {**RATE_LIMIT, **(options.get("rate_limit") or {})}
+    failures = options.get("breaker_failures", BREAKER["failures"])
+    seconds = options.get("breaker_open_seconds", BREAKER["open_seconds"])
+    return {
+        "breakerFailures": whole("gateway_breaker_failures", failures, 0),
+        "breakerOpenSeconds": whole("gateway_breaker_open_seconds", seconds, 1),
+        "rateLimit": {
+            name: whole(f"gateway_rate_limit.{key}", rate[key], least)
+            for name, key, least in (
+                ("requestsPerMinute", "requests_per_minute", 0),
+                ("perKeyPerMinute", "per_key_per_minute", 0),
+                ("burst", "burst", 1),
+            )
+        },
+    }
+
+
 # --- the documents ------------------------------------------------------------------------------------------------
 
 
-def settings(providers):
+def pace(chain):
+    """How often and how patiently each provider is asked, so that a failing one holds a turn up for a known time.
+
+    A provider with a successor is left within ``timeout * (retries + 1) + 1`` seconds, whatever its failure. OpenClaw
+    knows one number of retries for the whole chain (the primary's is taken) and pauses between tries, so the pauses
+    come out of the timeouts. Fewer retries are taken where less than half of a timeout would be left. The last of
+    ``gateway_providers`` keeps its own timeout: nobody stands behind it.
+
+    :param chain: see :func:`provider_chain`
+    :returns: dict with ``retries`` and ``timeouts`` (whole seconds, one for each entry of the chain)
+    """
+    choices = (
+        (retries, [entry["timeout"] if entry["last"] else _patience(entry, retries) for entry in chain])
+        for retries in range(min(chain[0]["retries"], MOST_RETRIES), -1, -1)
+    )
+    # Without retries there are no pauses and nothing is taken, so one choice always fits.
+    retries, timeouts = next(
+        (retries, timeouts)
+        for retries, timeouts in choices
+        if all(2 * patience >= entry["timeout"] for patience, entry in zip(timeouts, chain))
+    )
+    return {"retries": retries, "timeouts": timeouts}
+
+
+def _patience(entry, retries):
+    """Seconds that each of ``retries + 1`` tries may take: pauses are 1, 2, 4 s, each up to half as long again."""
+    bound = entry["timeout"] * (entry["retries"] + 1) + 1
+    pauses = 1.5 * (2**retries - 1)
+    overhead = 0.5
+    return min(entry["timeout"], int((bound - pauses - overhead) / (retries + 1)))
+
+
+def settings(chain):
     """OpenClaw's settings.json: how often it tries one provider again before it moves on to the next.
 
-    It knows one number for the whole chain; the primary's is taken. Without the file a failing primary holds a turn
-    for more than a minute, and a hanging one is never left.
+    Without the file a failing primary holds a turn for more than a minute, and a hanging one is never left. A provider
+    that asks for a longer pause than its timeout is left at once.
     """
-    primary = providers[0]
-    retries = primary.get("retries")
-    retries = PROVIDER_TYPES[primary["type"]]["retries"] if retries is None else retries
-    return {"retry": {"provider": {"maxRetries": retries}}}
+    left = [entry["timeout"] * 1000 for entry in chain if not entry["last"]]
+    longest = {"maxRetryDelayMs": min(left)} if left else {}
+    return {"retry": {"provider": {"maxRetries": pace(chain)["retries"], **longest}}}
 
 
 def config(replica, topology, options):
@@ -330,10 +402,12 @@ def config(replica, topology, options):
     :param replica: an entry of ``topology["replicas"]``
     :param topology: see module_utils/topology.py
     :param options: dict with providers, tools_deny, extra_config, turn_timeout (s), conversation_ttl (s),
-        skills, plugin, state, workspace and spool (the replica's own paths)
+        skills, plugin, state, workspace and spool (the replica's own paths); breaker_failures, breaker_open_seconds
+        and rate_limit where they differ from BREAKER and RATE_LIMIT
     :raises GatewayConfigError: when an address or a provider cannot be used
     """
     chain = provider_chain(options["providers"], topology, replica)
+    timeouts = pace(chain)["timeouts"]
     models = [f"{entry['id']}/{entry['model']}" for entry in chain]
     ollama = next((entry["endpoint"] for entry in chain if entry["api"] == "ollama"), "")
     built = {
@@ -352,7 +426,7 @@ def config(replica, topology, options):
         "models": {
             "mode": "replace",
             "catalogRefresh": {"enabled": False},
-            "providers": {entry["id"]: _provider(entry) for entry in chain},
+            "providers": {entry["id"]: _provider(entry, timeout) for entry, timeout in zip(chain, timeouts)},
         },
         "agents": {
             "defaults": {
@@ -406,6 +480,8 @@ def config(replica, topology, options):
                             for peer in topology["replicas"]
                             if peer["datacenter"] == replica["datacenter"] and peer["id"] != replica["id"]
                         ],
+                        "providers": [_watched(entry, timeout) for entry, timeout in zip(chain, timeouts)],
+                        **_guards(options),
                     },
                 },
                 **{name: {"enabled": False} for name in LOCAL_PLUGINS},
@@ -476,14 +552,14 @@ def merge(base, extra):
     return result
 
 
-def _provider(entry):
+def _provider(entry, timeout):
     free = {"input": 0, "output": 0, "cacheRead": 0, "cacheWrite": 0}
     key = {"source": "env", "provider": "default", "id": entry["variable"]} if entry["variable"] else "none"
     return {
         "baseUrl": entry["endpoint"],
         "apiKey": key,
         "api": entry["api"],
-        "timeoutSeconds": entry["timeout"],
+        "timeoutSeconds": timeout,
         "models": [
             {
                 "id": entry["model"],
@@ -495,6 +571,18 @@ def _provider(entry):
                 "maxTokens": entry["max_tokens"],
             }
         ],
+    }
+
+
+def _watched(entry, timeout):
+    """A provider as the plugin's breaker knows it; the key stays in the environment."""
+    return {
+        "id": entry["id"],
+        "model": entry["model"],
+        "api": entry["api"],
+        "endpoint": entry["endpoint"],
+        "timeoutSeconds": timeout,
+        **({"keyVariable": entry["variable"]} if entry["variable"] else {}),
     }
 
 

@@ -80,7 +80,6 @@ model:
 import hashlib
 import json
 import os
-import subprocess
 import tempfile
 import time
 import urllib.error
@@ -199,31 +198,25 @@ class Server:
             raise OllamaError(f"Pulling {name} ended without success; its last status was {status!r}.")
 
 
-def create(executable, url, name, path, timeout):
-    """Create a model with the command line, which knows how to read a Modelfile and to upload what it names."""
-    environment = {"HOME": tempfile.gettempdir(), **os.environ, "OLLAMA_HOST": url}
+def create(run, executable, url, name, path, timeout):
+    """Create a model with the command line, which knows how to read a Modelfile and to upload what it names.
+
+    ``run`` is :meth:`AnsibleModule.run_command`.
+    """
+    environment = {"HOME": os.environ.get("HOME", tempfile.gettempdir()), "OLLAMA_HOST": url}
     with tempfile.NamedTemporaryFile("w", suffix=".Modelfile") as temporary:
         text = modelfile(path)
         if text:
             temporary.write(text)
             temporary.flush()
-        command = [executable, "create", name, "-f", temporary.name if text else path]
-        try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise OllamaError(f"Creating {name} took longer than {timeout} s.") from error
-        except OSError as error:
-            raise OllamaError(f"{executable} cannot be run: {error.strerror}.") from error
-    if done.returncode != 0:
-        last = (done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        command = ["timeout", str(timeout), executable, "create", name, "-f", temporary.name if text else path]
+        code, output, errors = run(command, environ_update=environment)
+    if code == 124:
+        raise OllamaError(f"Creating {name} took longer than {timeout} s.")
+    if code in (126, 127):
+        raise OllamaError(f"{executable} cannot be run: {errors.strip()}.")
+    if code != 0:
+        last = (errors.strip() or output.strip() or f"exit status {code}").splitlines()[-1]
         raise OllamaError(f"Ollama cannot create {name} from {path}: {last}")
 
 
@@ -241,7 +234,7 @@ def read_text(path):
         return ""
 
 
-def ensure(parameters, check_mode, log):
+def ensure(parameters, check_mode, log, run):
     """Have the model; returns (changed, model before, model after)."""
     server, name, path = Server(parameters["url"]), parameters["name"], parameters["file"]
     try:
@@ -257,7 +250,7 @@ def ensure(parameters, check_mode, log):
     if check_mode:
         return True, before, None
     if path:
-        create(parameters["executable"], server.url, name, path, parameters["timeout"])
+        create(run, parameters["executable"], server.url, name, path, parameters["timeout"])
     else:
         server.pull(name, parameters["timeout"], parameters["stall_timeout"], log)
     after = find(server.tags(), name)
@@ -283,7 +276,7 @@ def main():
         supports_check_mode=True,
     )
     try:
-        changed, before, after = ensure(module.params, module.check_mode, module.log)
+        changed, before, after = ensure(module.params, module.check_mode, module.log, module.run_command)
     except OllamaError as error:
         module.fail_json(msg=str(error))
     digests = [f"{model['name']} {model['digest']}\n" if model else "" for model in (before, after)]

@@ -17,18 +17,6 @@ NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or 
 JOURNALS = ("openclaw-gateway@*", "redis-server", "redis-sentinel", "haproxy", "ollama")
 
 
-def wait_until(what, probe, seconds=60, interval=0.25):
-    """Call ``probe`` until it returns something true, and return that; fail with ``what`` and the last answer at the deadline."""
-    deadline = time.monotonic() + seconds
-    while True:
-        found = probe()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what}: not seen within {seconds} s (last: {found!r})")
-        time.sleep(interval)  # between two looks, not instead of one
-
-
 class Cluster:
     """A running cluster: addresses and the token from its ``env`` file, and a way to talk to it."""
 

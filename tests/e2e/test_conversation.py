@@ -2,7 +2,7 @@
 
 import requests
 
-from conftest import wait_until
+from lab.shell import wait_for
 
 
 def main_pid(host, unit):
@@ -47,8 +47,8 @@ def test_killed_gateway_is_replaced_at_once_and_comes_back(cluster, hosts, topol
     assert answer["replica"] != holder
     assert cluster.shown(user)[-1] == turns
 
-    wait_until(f"{holder} under a new pid", lambda: main_pid(host, replica["unit"]) not in ("0", before))
-    wait_until(f"{holder} in rotation", lambda: holder in answering(cluster, user), seconds=120, interval=1)
+    wait_for(f"{holder} under a new pid", lambda: main_pid(host, replica["unit"]) not in ("0", before))
+    wait_for(f"{holder} in rotation", lambda: holder in answering(cluster, user), seconds=120, interval=1)
 
 
 def answering(cluster, user):
@@ -100,11 +100,11 @@ def test_redis_away_and_back(cluster, hosts, topology, user):
         for host in servers:
             host.check_output("systemctl start redis-server redis-sentinel")
     for address in cluster.replicas:
-        wait_until(
+        wait_for(
             f"{address} reconnected",
             lambda address=address: requests.get(f"http://{address}/api/v1/health", timeout=10).json()["redis"],
         )
-    wait_until("the spool is replayed", lambda: requests.get(f"http://{via}/api/v1/health", timeout=10).json()["spooled"] == 0)
+    wait_for("the spool is replayed", lambda: requests.get(f"http://{via}/api/v1/health", timeout=10).json()["spooled"] == 0)
     other = cluster.replicas[1]
     cluster.reply(turns[3], user, via=other)
     assert cluster.shown(user)[-1] == turns

@@ -11,9 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import subprocess
-import time
 
 import requests
+
+from lab.shell import wait_for
 
 
 def execute(cluster, host, *words):
@@ -24,15 +25,6 @@ def execute(cluster, host, *words):
     if done.returncode:
         raise RuntimeError(f"{host}: {' '.join(words)} ended with {done.returncode}: {done.stderr.strip()[-300:]}")
     return done.stdout.strip()
-
-
-def wait_for(what, probe, seconds=120):
-    """Look until ``probe`` is true. :raises RuntimeError: after ``seconds``"""
-    deadline = time.monotonic() + seconds
-    while not probe():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"{what}: not seen within {seconds} s")
-        time.sleep(0.1)  # between two looks
 
 
 def main_pid(cluster, host, unit):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import subprocess
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +53,15 @@ def options(**more):
         "node_bin": "/opt/openclaw/node/24.19.0/bin",
         **more,
     }
+
+
+def chain(*providers):
+    top = cluster()
+    return pure.provider_chain(list(providers), top, top["replicas"][0])
+
+
+def settings(*providers):
+    return pure.settings(chain(*providers))["retry"]["provider"]
 
 
 def built(index=0, **more):
@@ -101,6 +112,32 @@ class TestConfig:
                 {"id": "node1-1", "url": "http://192.0.2.11:18789"},
                 {"id": "node3-1", "url": "http://192.0.2.13:18789"},
             ],
+            "providers": [
+                {
+                    "id": "cloud-llm",
+                    "model": "m-1",
+                    "api": "openai-completions",
+                    "endpoint": "https://llm.example/v1",
+                    "timeoutSeconds": 8,
+                    "keyVariable": "OPENCLAW_PROVIDER_KEY_CLOUD_LLM",
+                },
+                *(
+                    {
+                        "id": name,
+                        "model": "llama3.2:1b",
+                        "api": "ollama",
+                        "endpoint": endpoint,
+                        "timeoutSeconds": 30,
+                    }
+                    for name, endpoint in (
+                        ("ollama", "http://192.0.2.12:11434"),
+                        ("ollama-2", "http://192.0.2.13:11434"),
+                    )
+                ),
+            ],
+            "breakerFailures": 3,
+            "breakerOpenSeconds": 30,
+            "rateLimit": {"requestsPerMinute": 0, "perKeyPerMinute": 0, "burst": 10},
         }
 
     def test_peers_are_the_other_replicas_of_the_datacenter(self):
@@ -116,6 +153,39 @@ class TestConfig:
         for replica in apart["replicas"]:
             replica["datacenter"] = "east" if replica["host"] == "node3" else "west"
         assert peers(apart) == [["node2-1"], ["node1-1"], []]
+
+    def test_breaker_and_rate_limits_are_settings(self):
+        made = built(
+            breaker_failures="0", breaker_open_seconds="5", rate_limit={"requests_per_minute": "60", "burst": 3}
+        )["plugins"]["entries"]["shared-state"]["config"]
+        assert (made["breakerFailures"], made["breakerOpenSeconds"]) == (0, 5)
+        assert made["rateLimit"] == {"requestsPerMinute": 60, "perKeyPerMinute": 0, "burst": 3}
+
+    def test_the_roles_defaults_are_the_same(self):
+        role = pathlib.Path(pure.__file__).resolve().parents[2] / "roles/gateway"
+        defaults = yaml.safe_load((role / "defaults/main.yml").read_text())
+        specs = yaml.safe_load((role / "meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+        for name, value in (
+            ("gateway_breaker_failures", pure.BREAKER["failures"]),
+            ("gateway_breaker_open_seconds", pure.BREAKER["open_seconds"]),
+            ("gateway_rate_limit", pure.RATE_LIMIT),
+        ):
+            assert defaults[name] == specs[name]["default"] == value
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("breaker_failures", -1),
+            ("breaker_open_seconds", 0),
+            ("breaker_open_seconds", "soon"),
+            ("rate_limit", {"burst": 0}),
+            ("rate_limit", {"per_key_per_minute": 1.5}),
+            ("rate_limit", {"requests_per_minute": True}),
+        ],
+    )
+    def test_wrong_numbers_are_refused(self, name, value):
+        with pytest.raises(pure.GatewayConfigError, match=f"gateway_{name}.* must be a whole number"):
+            built(**{name: value})
 
     def test_replicas_differ_only_in_what_is_their_own(self):
         one, other = built(0), built(1)
@@ -159,7 +229,7 @@ class TestProviders:
         cloud = made["models"]["providers"]["cloud-llm"]
         assert cloud["baseUrl"] == "https://llm.example/v1"
         assert cloud["apiKey"] == {"source": "env", "provider": "default", "id": "OPENCLAW_PROVIDER_KEY_CLOUD_LLM"}
-        assert (cloud["api"], cloud["timeoutSeconds"]) == ("openai-completions", 10)
+        assert (cloud["api"], cloud["timeoutSeconds"]) == ("openai-completions", 8)
         assert (
             made["models"]["providers"]["ollama"]["api"],
             made["models"]["providers"]["ollama"]["timeoutSeconds"],
@@ -222,9 +292,37 @@ class TestProviders:
         assert set(pure.provider_variable(name)) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 
     def test_retries_are_the_primarys(self):
-        assert pure.settings([CLOUD, OLLAMA]) == {"retry": {"provider": {"maxRetries": 2}}}
-        assert pure.settings([{**CLOUD, "retries": 0}, OLLAMA]) == {"retry": {"provider": {"maxRetries": 0}}}
-        assert pure.settings([OLLAMA]) == {"retry": {"provider": {"maxRetries": 1}}}
+        assert settings(CLOUD, OLLAMA) == {"maxRetries": 2, "maxRetryDelayMs": 10000}
+        assert settings({**CLOUD, "retries": 0}, OLLAMA) == {"maxRetries": 0, "maxRetryDelayMs": 10000}
+        assert settings(OLLAMA) == {"maxRetries": 1}
+
+    @pytest.mark.parametrize(
+        ("timeout", "retries", "expected"),
+        [
+            (10, 2, {"retries": 2, "timeouts": [8, 30, 30]}),
+            (10, 0, {"retries": 0, "timeouts": [10, 30, 30]}),
+            # Half of the timeout is the least: a retry less, and the whole timeout.
+            (2, 2, {"retries": 1, "timeouts": [2, 30, 30]}),
+            (1, 1, {"retries": 0, "timeouts": [1, 30, 30]}),
+            # Five calls without a sign of life, and OpenClaw would not go on to the next provider at all.
+            (60, 9, {"retries": 3, "timeouts": [60, 30, 30]}),
+        ],
+    )
+    def test_pauses_come_out_of_the_timeout(self, timeout, retries, expected):
+        assert pure.pace(chain({**CLOUD, "timeout": timeout, "retries": retries}, OLLAMA)) == expected
+
+    def test_a_provider_in_the_middle_is_left_in_time_too(self):
+        middle = {**CLOUD, "name": "other", "timeout": 20, "retries": 1}
+        assert pure.pace(chain(CLOUD, middle, OLLAMA))["timeouts"] == [8, 12, 30, 30]
+
+    @given(timeout=st.integers(1, 600), retries=st.integers(0, 20))
+    def test_a_failing_primary_is_left_in_time(self, timeout, retries):
+        made = pure.pace(chain({**CLOUD, "timeout": timeout, "retries": retries}, OLLAMA))
+        tries, patience = made["retries"] + 1, made["timeouts"][0]
+        longest_pauses = sum(1.5 * 2**number for number in range(made["retries"]))
+        assert tries * patience + longest_pauses < timeout * (retries + 1) + 1
+        assert timeout / 2 <= patience <= timeout
+        assert tries <= retries + 1 and tries < 5
 
 
 class TestEnvironment:

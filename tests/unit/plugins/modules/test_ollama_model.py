@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import pathlib
 import socket
 import sys
@@ -16,6 +17,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "doubles"))
 import ollama_double
 
 from ansible_collections.openclaw.ha.plugins.modules import ollama_model
+
+
+def run_command(command, environ_update):
+    """What a module's own run_command does, without a module."""
+    environment = {**os.environ, **environ_update}
+    done = subprocess.run(command, check=False, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def have(double, monkeypatch):
             **more,
         }
         run.log = []
-        return ollama_model.ensure(parameters, check_mode, run.log.append)
+        return ollama_model.ensure(parameters, check_mode, run.log.append, run_command)
 
     return run
 
@@ -181,7 +189,7 @@ def test_weights_get_a_modelfile(double, have, tmp_path):
     [
         ("no origin", None, "cannot create ours from .*has no FROM line"),
         (None, None, "no file"),
-        ("FROM tiny", "/no/such/ollama", "cannot be run: No such file"),
+        ("FROM tiny", "/no/such/ollama", "cannot be run: .*No such file"),
     ],
 )
 def test_what_cannot_be_created(have, tmp_path, content, executable, message):

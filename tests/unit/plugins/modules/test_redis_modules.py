@@ -70,6 +70,8 @@ def cluster(servers):
         f"sentinel monitor openclaw 127.0.0.1 {primary['port']} 1",
         f"sentinel auth-pass openclaw {PASSWORD}",
         "sentinel down-after-milliseconds openclaw 1000",
+        # A first attempt may be given up on a busy machine; the next one comes after twice this.
+        "sentinel failover-timeout openclaw 3000",
     )
     return {"redis": [primary, replica], "sentinels": [sentinel]}
 
@@ -177,7 +179,8 @@ def test_sentinel_settings_go_live_once(run_module, cluster):
 
 
 def test_after_a_failover_the_new_primary_is_seen(look, servers, cluster):
+    look(wait=20)  # until the Sentinel knows the replica: it cannot promote what it does not know
     servers.stop("one")
     new = f"127.0.0.1:{cluster['redis'][1]['port']}"
-    wait_for("the failover", lambda: look(unanswered_ok=True)["primary"] == new)
+    wait_for("the failover", lambda: look(unanswered_ok=True)["primary"] == new, seconds=90)
     assert any("Redis on one" in problem for problem in look()["problems"])

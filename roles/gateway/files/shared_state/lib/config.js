@@ -32,6 +32,9 @@ export const DEFAULTS = Object.freeze({
   // Share of the token budget that history may fill.
   trimRatio: 0.8,
   metricsTtlSeconds: 86400,
+  // Failures in a row after which turns go to the next provider (0 = never), and seconds until it is tried again.
+  breakerFailures: 3,
+  breakerOpenSeconds: 30,
 });
 
 /**

@@ -61,11 +61,23 @@ export const createHooks = (current) => ({
     return { outcome: "block", reason: "interrupted turns are not repeated by a replica", message: "" };
   },
 
+  /** A provider whose circuit is open is passed over. */
+  async before_model_resolve(_event, ctx) {
+    return (await current()).breaker.select(ctx?.modelProviderId, ctx?.modelId, ctx?.runId);
+  },
+
+  async model_call_ended(event) {
+    (await current()).breaker.modelCallEnded(event);
+  },
+
   async agent_end(event, ctx) {
     const runtime = await current();
-    runtime.metrics.add(event.success ? "runs_succeeded" : "runs_failed");
+    // A provider's error is a success to the gateway: it may still ask another one.
+    const success = event.success && event.messages?.at(-1)?.stopReason !== "error";
+    runtime.metrics.add(success ? "runs_succeeded" : "runs_failed");
+    await runtime.breaker.attemptEnded(event, ctx?.modelProviderId);
     // A failed attempt may be followed by another provider's: only the turn's end gives its claims back.
-    if (event.success && ctx?.sessionKey) await runtime.settleClaims(ctx.sessionKey, true);
+    if (success && ctx?.sessionKey) await runtime.settleClaims(ctx.sessionKey, true);
   },
 
   async before_reset(_event, ctx) {

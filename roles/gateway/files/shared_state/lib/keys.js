@@ -107,5 +107,9 @@ export const redisKeys = (prefix) => ({
   seen: (conv) => `${prefix}seen:${conv.id}`,
   idempotency: (conv, key) => `${prefix}idem:${conv.id}:${key}`,
   dedupe: (parts) => `${prefix}dedupe:${parts.map((part) => encodeURIComponent(part ?? "")).join(":")}`,
+  circuit: (provider) => `${prefix}breaker:${provider}`,
+  trial: (provider) => `${prefix}breaker:${provider}:trial`,
+  events: () => `${prefix}events`,
+  bucket: (name) => `${prefix}rate:${name}`,
   metrics: (replica) => `${prefix}metrics:gateway:${replica}`,
 });

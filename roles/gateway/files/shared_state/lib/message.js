@@ -142,6 +142,8 @@ class Answered extends Error {}
 
 /** One request's way to an answer; more than one turn when the conversation was taken over meanwhile. */
 class MessageTurn {
+  #admitted = false;
+
   constructor(runtime, request, signal, authorization) {
     const { channel, user } = request;
     this.runtime = runtime;
@@ -159,6 +161,12 @@ class MessageTurn {
    * @throws {RedisAway} before it has begun, unless alone
    */
   async run({ alone = false } = {}) {
+    // Once for a turn that goes on without Redis.
+    const waitMs = this.#admitted ? 0 : await this.runtime.limiter.take(this.conv);
+    this.#admitted = true;
+    if (waitMs > 0) {
+      throw new HttpError(429, "rate_limited", "Too many requests.", { retryAfter: Math.ceil(waitMs / 1000) });
+    }
     for (let attempt = 1; attempt <= ATTEMPTS; attempt += 1) {
       const { outcome, body } = await this.#attempt(alone);
       if (outcome === "answered") throw new Answered();

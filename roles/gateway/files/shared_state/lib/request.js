@@ -8,7 +8,13 @@ const CHANNEL = /^[a-z0-9][a-z0-9_-]{0,31}$/;
 const CONTROL = /[\p{Cc}\p{Cs}\u2028\u2029]/u;
 const KEY = /^[\x21-\x7e]{1,200}$/;
 const FIELDS = ["channel", "user_id", "message", "message_id"];
-const TYPES = { 400: "invalid_request_error", 409: "conflict_error", 502: "provider_error", 503: "unavailable_error" };
+const TYPES = {
+  400: "invalid_request_error",
+  409: "conflict_error",
+  429: "rate_limit_error",
+  502: "provider_error",
+  503: "unavailable_error",
+};
 
 /** An answer that is an error: becomes {"error": {message, type, code}}. */
 export class HttpError extends Error {
@@ -102,10 +108,14 @@ export function parseRequest(text, headerKey) {
  * What a failed turn means for the client of POST /api/v1/message.
  * @param {number} status of the gateway's own chat endpoint
  * @param {{code?: string}|undefined} error its error object
- * @param {boolean} modelFailed the run ended with an error of the model providers
+ * @param {boolean} modelFailed the run had begun and ended without an answer; the gateway then passes on the status of
+ *   the last provider, which says nothing about this request or this gateway
  * @returns {HttpError}
  */
 export function turnError(status, error, modelFailed) {
+  if (modelFailed && error?.code !== "gateway_unavailable") {
+    return new HttpError(502, "provider_failed", "No model provider answered.", { retryAfter: 5 });
+  }
   if (status === 503) {
     return new HttpError(503, error?.code ?? "gateway_unavailable", "This gateway takes no new turns now.", {
       retryAfter: 1,
@@ -114,9 +124,6 @@ export function turnError(status, error, modelFailed) {
   if (status === 429) return new HttpError(429, "rate_limited", "Too many requests.", { retryAfter: 5 });
   if (status === 401 || status === 403)
     return new HttpError(status, "unauthorized", "The gateway refused the credentials.");
-  if (status >= 500 && modelFailed) {
-    return new HttpError(502, "provider_failed", "No model provider answered.", { retryAfter: 5 });
-  }
   if (status >= 400 && status < 500) return new HttpError(400, "turn_refused", "The gateway refused the turn.");
   return new HttpError(500, "turn_failed", "The turn failed.");
 }

@@ -3,7 +3,9 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { Breaker } from "./breaker.js";
 import { redisKeys } from "./keys.js";
+import { Limiter } from "./limits.js";
 import { Link } from "./link.js";
 import { Metrics } from "./metrics.js";
 import { OllamaCheck } from "./ollama.js";
@@ -79,6 +81,9 @@ export class Runtime {
       flush: (conv) => this.flush(conv),
       isUnsettled: () => this.link.unsettled(),
     });
+    const isAway = () => this.link.away;
+    this.breaker = new Breaker({ config, store: this.store, log, metrics, isAway });
+    this.limiter = new Limiter({ config, store: this.store, metrics, isAway });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
   }
@@ -96,6 +101,7 @@ export class Runtime {
     }
     this.link.start();
     this.replayer.start();
+    this.breaker.start();
     this.ollama.start();
     this.metrics.start(
       (fields) => this.store.writeMetrics(fields),
@@ -113,6 +119,7 @@ export class Runtime {
   stop() {
     this.metrics.stop();
     this.replayer.stop();
+    this.breaker.stop();
     this.ollama.stop();
     this.link.stop();
   }

@@ -133,3 +133,99 @@ end
 if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1`;
+
+const NOW = `
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)`;
+
+const EVENT = `
+local function event(kind, replica, detail, most, ttl)
+  redis.call('XADD', KEYS[3], 'MAXLEN', '~', most, '*', 'type', kind, 'at', string.format('%.0f', now),
+    'replica', replica, 'detail', cjson.encode(detail))
+  redis.call('EXPIRE', KEYS[3], ttl)
+end`;
+
+/** Circuits of several providers. KEYS circuits. Returns {state, failures, ms until a trial, ms open} of each. */
+export const CIRCUITS = `${NOW}
+local answer = {}
+for i, key in ipairs(KEYS) do
+  local c = redis.call('HMGET', key, 'state', 'failures', 'until', 'since')
+  answer[i] = {c[1] or 'closed', tonumber(c[2] or 0), math.max(0, (c[3] or now) - now), now - (c[4] or now)}
+end
+return answer`;
+
+/**
+ * Counts a failure of a provider; a failed trial keeps its circuit open for another period.
+ * KEYS circuit, trial, events  ARGV failures that open it, openMs, windowMs (how long failures count), forgetMs,
+ *      reason, replica, provider, next provider, trial ("1" = it was one), most events, event ttlSeconds
+ * Returns {state, failures, ms until the next trial, ms open, opened (1 = by this failure)}.
+ */
+export const CIRCUIT_FAILED = `${NOW}${EVENT}
+local c = redis.call('HMGET', KEYS[1], 'state', 'until', 'since')
+if c[1] then
+  if ARGV[9] == '1' then
+    redis.call('HSET', KEYS[1], 'state', 'open', 'until', string.format('%.0f', now + ARGV[2]), 'reason', ARGV[5])
+    redis.call('DEL', KEYS[2])
+    c[2] = now + ARGV[2]
+  end
+  return {'open', tonumber(redis.call('HGET', KEYS[1], 'failures')), math.max(0, c[2] - now), now - c[3], 0}
+end
+local failures = redis.call('HINCRBY', KEYS[1], 'failures', 1)
+redis.call('HSET', KEYS[1], 'reason', ARGV[5])
+if failures < tonumber(ARGV[1]) then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  return {'closed', failures, 0, 0, 0}
+end
+redis.call('HSET', KEYS[1], 'state', 'open', 'since', string.format('%.0f', now),
+  'until', string.format('%.0f', now + ARGV[2]), 'replica', ARGV[6])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+event('provider_switched', ARGV[6], {from = ARGV[7], to = ARGV[8], reason = ARGV[5]}, ARGV[10], ARGV[11])
+return {'open', failures, tonumber(ARGV[2]), 0, 1}`;
+
+/**
+ * Lets one replica at a time try an open circuit whose time has come.
+ * KEYS circuit, trial  ARGV replica, leaseMs. Returns {state, failures, ms until the next trial, ms open, mine}.
+ */
+export const CIRCUIT_TRIAL = `${NOW}
+local c = redis.call('HMGET', KEYS[1], 'state', 'failures', 'until', 'since')
+if not c[1] then return {'closed', tonumber(c[2] or 0), 0, 0, 0} end
+local wait, open = c[3] - now, now - c[4]
+if wait > 0 then return {c[1], tonumber(c[2]), wait, open, 0} end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  redis.call('HSET', KEYS[1], 'state', 'half-open')
+  return {'half-open', tonumber(c[2]), 0, open, 1}
+end
+return {c[1], tonumber(c[2]), math.max(1, redis.call('PTTL', KEYS[2])), open, 0}`;
+
+/**
+ * The provider has answered.
+ * KEYS circuit, trial, events  ARGV replica, provider, provider that stood in, most events, event ttlSeconds
+ * Returns how long the circuit was open (ms), -1 when it was not.
+ */
+export const CIRCUIT_CLOSED = `${NOW}${EVENT}
+local c = redis.call('HMGET', KEYS[1], 'state', 'since')
+redis.call('DEL', KEYS[1], KEYS[2])
+if not c[1] then return -1 end
+local open = now - c[2]
+event('provider_back', ARGV[1], {to = ARGV[2], from = ARGV[3], after_ms = open}, ARGV[4], ARGV[5])
+return open`;
+
+/**
+ * Takes one token from every bucket, or none from any.
+ * KEYS buckets  ARGV for each bucket: tokens a minute, most tokens. Returns ms until all have one; 0 = taken.
+ */
+export const TAKE_TOKENS = `${NOW}
+local wait, tokens = 0, {}
+for i, key in ipairs(KEYS) do
+  local rate, burst = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
+  local b = redis.call('HMGET', key, 'tokens', 'at')
+  tokens[i] = b[1] and math.min(burst, b[1] + math.max(0, now - b[2]) * rate / 60000) or burst
+  wait = math.max(wait, (1 - tokens[i]) * 60000 / rate)
+end
+if wait > 0 then return math.ceil(wait) end
+for i, key in ipairs(KEYS) do
+  redis.call('HSET', key, 'tokens', string.format('%.6f', tokens[i] - 1), 'at', string.format('%.0f', now))
+  -- Full again by then: a bucket that is gone and one that is full are the same.
+  redis.call('PEXPIRE', key, math.ceil(ARGV[2 * i] * 60000 / ARGV[2 * i - 1]) + 1000)
+end
+return 0`;

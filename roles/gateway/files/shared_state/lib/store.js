@@ -6,6 +6,19 @@ import * as scripts from "./scripts.js";
 import { redisKeys } from "./keys.js";
 
 const MS_UNCONFIRMED = 50;
+const MS_FAILURES_COUNT = 60000;
+// An open circuit is forgotten after so many periods: turns then find out, should trials be refused for their own sake.
+const OPEN_PERIODS = 20;
+const MOST_EVENTS = 1000;
+const EVENT_TTL_SECONDS = 604800;
+
+/** Times of Redis are told as durations, so that clocks of hosts may differ. */
+const circuitOf = ([state, failures, untilMs, openMs]) => ({
+  open: state !== "closed",
+  failures,
+  until: Date.now() + untilMs,
+  since: Date.now() - openMs,
+});
 
 /**
  * What a turn sees when it starts.
@@ -161,6 +174,70 @@ export class Store {
   }
   dedupeKey(parts) {
     return this.#keys.dedupe(parts);
+  }
+
+  /** What Redis knows of several providers. @returns {Promise<import("./circuit.js").Circuit[]>} */
+  async circuits(ids) {
+    const answers = await this.#eval(scripts.CIRCUITS, ids.map(this.#keys.circuit), [], { once: true });
+    return answers.map(circuitOf);
+  }
+
+  /**
+   * Counts a failure of a provider.
+   * @param {{reason: string, to: string, trial: boolean, failures: number}} failure to: the next provider; trial:
+   *   nobody's turn; failures: as many in a row open the circuit
+   * @returns {Promise<import("./circuit.js").Circuit & {opened: boolean}>}
+   */
+  async circuitFailed(id, { reason, to, trial, failures }) {
+    const { circuit, trial: lease, events } = this.#keys;
+    const { breakerOpenSeconds, replica } = this.#config;
+    const openMs = breakerOpenSeconds * 1000;
+    const answer = await this.#eval(
+      scripts.CIRCUIT_FAILED,
+      [circuit(id), lease(id), events()],
+      [
+        failures,
+        openMs,
+        MS_FAILURES_COUNT,
+        openMs * OPEN_PERIODS,
+        reason,
+        replica,
+        id,
+        to,
+        trial ? 1 : 0,
+        MOST_EVENTS,
+        EVENT_TTL_SECONDS,
+      ],
+      { once: true },
+    );
+    return { ...circuitOf(answer), opened: answer[4] === 1 };
+  }
+
+  /** @returns {Promise<import("./circuit.js").Circuit & {mine: boolean}>} mine: this replica tries the provider now */
+  async circuitTrial(id, leaseMs) {
+    const { circuit, trial } = this.#keys;
+    const args = [this.#config.replica, leaseMs];
+    const answer = await this.#eval(scripts.CIRCUIT_TRIAL, [circuit(id), trial(id)], args, { once: true });
+    return { ...circuitOf(answer), mine: answer[4] === 1 };
+  }
+
+  /** The provider has answered. @returns {Promise<number|null>} how long its circuit was open (ms); null: it was not */
+  async circuitClosed(id, { from }) {
+    const { circuit, trial, events } = this.#keys;
+    const openMs = await this.#eval(
+      scripts.CIRCUIT_CLOSED,
+      [circuit(id), trial(id), events()],
+      [this.#config.replica, id, from, MOST_EVENTS, EVENT_TTL_SECONDS],
+      { once: true },
+    );
+    return openMs < 0 ? null : openMs;
+  }
+
+  /** @param {import("./limits.js").Limit[]} limits @returns {Promise<number>} ms to wait; 0 = taken */
+  async takeTokens(limits) {
+    const keys = limits.map(({ name }) => this.#keys.bucket(name));
+    const args = limits.flatMap(({ perMinute, burst }) => [perMinute, burst]);
+    return this.#eval(scripts.TAKE_TOKENS, keys, args, { once: true });
   }
 
   /** Replaces this replica's counters. */

@@ -33,6 +33,8 @@ test.beforeEach(() => {
   redis.away = false;
   redis.conversations.clear();
   redis.claims.clear();
+  redis.buckets.clear();
+  for (const runtime of [a, b]) delete runtime.config.rateLimit;
 });
 after(() =>
   servers.forEach((server) => {
@@ -141,6 +143,30 @@ test("a request that is still being answered is a 409 at the deadline", async ()
   const { status, error } = await post(a, "hi", { key: "k" });
   a.config.routeWaitMs = 2000;
   assert.deepEqual([status, error.code], [409, "request_in_progress"]);
+});
+
+test("a limited user is told when to come back, on any replica; a repeated answer costs nothing", async () => {
+  for (const runtime of [a, b]) runtime.config.rateLimit = { perKeyPerMinute: 10, burst: 2 };
+  assert.equal((await post(a, "one", { key: "k1" })).status, 200);
+  assert.equal((await post(b, "two", { key: "k2" })).status, 200);
+  for (const runtime of [a, b]) {
+    const { status, error, headers } = await post(runtime, "three", { key: "k3" });
+    assert.deepEqual([status, error.code, error.type], [429, "rate_limited", "rate_limit_error"]);
+    assert.ok(["5", "6"].includes(headers.get("retry-after")), headers.get("retry-after"));
+    assert.equal((await post(runtime, "one", { key: "k1" })).reply, "re one");
+  }
+  assert.equal((await post(a, "hi", { user: "eve" })).status, 200);
+  assert.deepEqual(redis.texts("web:bob"), ["one", "two"]);
+  // The refused key is free again.
+  redis.buckets.clear();
+  assert.equal((await post(b, "three", { key: "k3" })).status, 200);
+});
+
+test("Redis away: limits go on, counted by each replica", async () => {
+  a.config.rateLimit = { perKeyPerMinute: 10, burst: 1 };
+  redis.away = true;
+  assert.equal((await post(a, "one", { user: "mel" })).status, 200);
+  assert.equal((await post(a, "two", { user: "mel" })).status, 429);
 });
 
 test("Redis away: answered, and once per key on this replica", async () => {

@@ -65,7 +65,9 @@ test("failed turns become clear errors", () => {
     return error;
   };
   assert.equal(is([503, { code: "gateway_unavailable" }, false], 503, "gateway_unavailable").retryAfter, 1);
-  is([500, undefined, true], 502, "provider_failed");
+  // What the last provider answered is no word about this request or this gateway.
+  for (const status of [401, 408, 429, 500, 503]) is([status, { type: "api_error" }, true], 502, "provider_failed");
+  is([503, { code: "gateway_unavailable" }, true], 503, "gateway_unavailable");
   is([500, undefined, false], 500, "turn_failed");
   is([429, undefined, false], 429, "rate_limited");
   is([401, undefined, false], 401, "unauthorized");

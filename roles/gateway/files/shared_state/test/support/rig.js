@@ -10,6 +10,8 @@ import os from "node:os";
 import path from "node:path";
 import { TurnEngine } from "../../lib/engine.js";
 import { handleMessage } from "../../lib/message.js";
+import { Breaker } from "../../lib/breaker.js";
+import { Limiter, take } from "../../lib/limits.js";
 import { Metrics } from "../../lib/metrics.js";
 import { RedisAway } from "../../lib/outage.js";
 import { PEER_PATH, Peers } from "../../lib/peers.js";
@@ -24,6 +26,7 @@ export class FakeRedis {
   confirmed = true;
   conversations = new Map();
   claims = new Map();
+  buckets = new Map();
 
   of(conv) {
     if (!this.conversations.has(conv.id)) {
@@ -104,6 +107,16 @@ export class FakeRedis {
         if (value) redis.claims.set(key, value);
         else redis.claims.delete(key);
       },
+      async takeTokens(limits) {
+        up();
+        const { waitMs, buckets } = take(
+          limits.map(({ name }) => redis.buckets.get(name)),
+          limits,
+          Date.now(),
+        );
+        limits.forEach(({ name }, index) => redis.buckets.set(name, buckets[index]));
+        return waitMs;
+      },
       dedupeKey: (parts) => parts.join("/"),
       idempotencyKey: (_conv, key) => key,
     };
@@ -179,6 +192,9 @@ export async function replica(redis, name, overrides = {}) {
       return runtime.graceful;
     },
   });
+  const isAway = () => redis.away;
+  runtime.breaker = new Breaker({ config, store, log, metrics, isAway });
+  runtime.limiter = new Limiter({ config, store, metrics, isAway });
   runtime.replayer = new Replayer({
     spool,
     store,
