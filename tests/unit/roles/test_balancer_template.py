@@ -364,6 +364,15 @@ def test_the_least_busy_replica_is_asked(balancer):
         holder.join(10)
 
 
+def test_what_gateways_say_to_each_other_does_not_pass(balancer):
+    running = balancer(1)
+    assert running.ask("POST", "/api/v1/peer", body="{}").status == 404
+    assert not running.backends[0].received
+    assert running.ask("GET", "/seen", headers={"X-OpenClaw-HA-Forwarded": "node9-1"}).status == 200
+    (request,) = running.backends[0].received
+    assert "node9-1" not in str(request)
+
+
 def test_without_any_replica_the_answer_is_json_and_says_when_to_come_back(balancer):
     running = balancer(1, balancer_check_interval=100)
     assert running.ask("GET", "/health", port=running.status_port).status == 200
