@@ -155,7 +155,7 @@ class Server:
             except OllamaError:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(0.2)
+                time.sleep(0.2)  # between two looks, until the deadline
 
     def pull(self, name, timeout, stall_timeout, log):
         """Pull a model; ``log`` is called with a text now and then."""

@@ -89,7 +89,7 @@ def wait_until_ready(client, seconds):
             last = str(error)
         if time.monotonic() >= deadline:
             return last
-        time.sleep(0.2)
+        time.sleep(0.2)  # between two pings, until the deadline
 
 
 def main():

@@ -127,7 +127,7 @@ def main():
         settled = view["state"] == "agreed" and not view["problems"]
         if settled or time.monotonic() >= deadline:
             break
-        time.sleep(0.5)
+        time.sleep(0.5)  # between two looks, until the deadline
     if module.params["wait"] and not settled:
         module.fail_json(msg=f"Redis and Sentinel do not agree after {module.params['wait']:.0f} s. {' '.join(view['problems'])}")
     module.exit_json(changed=False, **view)

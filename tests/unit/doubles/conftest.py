@@ -43,7 +43,7 @@ def until():
         deadline = time.monotonic() + seconds
         while not (value := condition()):
             assert time.monotonic() < deadline, "the condition did not come true in time"
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks
         return value
 
     return poll

@@ -170,7 +170,7 @@ def until(condition, seconds=10):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)
+        time.sleep(0.02)  # between two looks
     return value
 
 

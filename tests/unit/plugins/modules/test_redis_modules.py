@@ -23,7 +23,7 @@ def wait_for(what, probe, seconds=20):
     deadline = time.monotonic() + seconds
     while not probe():
         assert time.monotonic() < deadline, f"{what}: not seen within {seconds} s"
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks
 
 
 class Servers:
