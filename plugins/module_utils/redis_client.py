@@ -26,12 +26,40 @@ def require_redis(module):
         module.fail_json(msg=missing_required_lib("redis"), exception=REDIS_IMPORT_ERROR)
 
 
-def connect(node, password, timeout):
-    """A client for one node (dict with ``address`` and ``port``); ``timeout`` in seconds holds for connecting and each reply."""
+#: Suboptions of a module's ``redis_access`` and ``sentinel_access``; see the documentation fragment ``access``.
+ACCESS = {
+    "type": "dict",
+    "default": {},
+    "options": {
+        "username": {"type": "str"},
+        "password": {"type": "str", "no_log": True},
+        "tls_ca": {"type": "path"},
+        "tls_cert": {"type": "path"},
+        "tls_key": {"type": "path", "no_log": False},
+    },
+}
+
+
+def connect(node, access, timeout):
+    """A client for one node (dict with ``address`` and ``port``); ``timeout`` in seconds holds for connecting and each reply.
+
+    :param access: dict with any of ``username``, ``password``, ``tls_ca``, ``tls_cert``, ``tls_key``; TLS is spoken when
+        ``tls_ca`` is there
+    """
+    tls = {}
+    if access.get("tls_ca"):
+        tls = {
+            "ssl": True,
+            "ssl_ca_certs": access["tls_ca"],
+            "ssl_certfile": access.get("tls_cert"),
+            "ssl_keyfile": access.get("tls_key"),
+        }
     return redis.Redis(
         host=node["address"],
         port=node["port"],
-        password=password or None,
+        username=access.get("username") or None,
+        password=access.get("password") or None,
+        **tls,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
         # Newer versions of the library retry by themselves, for seconds; whoever asks here decides how long to go on.
@@ -50,10 +78,10 @@ def sentinel_settings(client, name):
     return _pairs(sentinel(client, "MASTER", name))
 
 
-def inspect_redis(node, password, timeout):
+def inspect_redis(node, access, timeout):
     """Ask one Redis for its role; see :func:`redis_view.agree` for the shape."""
     try:
-        info = connect(node, password, timeout).info("replication")
+        info = connect(node, access, timeout).info("replication")
     except redis.RedisError as error:
         return {**node, "error": str(error)}
     primary = info["role"] == "master"
@@ -68,11 +96,11 @@ def inspect_redis(node, password, timeout):
     }
 
 
-def inspect_sentinel(node, name, password, timeout):
+def inspect_sentinel(node, name, access, timeout):
     """Ask one Sentinel what it watches under ``name``; see :func:`redis_view.agree` for the shape."""
     nothing = {**node, "primary": None, "replicas": 0, "quorum_ok": False, "tilt": False, "failover": False, "flags": ""}
     try:
-        client = connect(node, password, timeout)
+        client = connect(node, access, timeout)
         tilt = client.info("sentinel").get("sentinel_tilt", 0) == 1
         state = next((one for one in map(_pairs, sentinel(client, "MASTERS")) if one["name"] == name), None)
         if state is None:

@@ -25,9 +25,6 @@ options:
     description: Port of the server.
     type: int
     required: true
-  password:
-    description: Password of the server.
-    type: str
   settings:
     description: Settings by name, as in redis.conf.
     type: dict
@@ -43,8 +40,8 @@ options:
     description: Seconds to wait for the server to answer and to have loaded its data.
     type: float
     default: 30
-requirements:
-  - redis (the Python library)
+extends_documentation_fragment:
+  - openclaw.ha.access.redis
 """
 
 EXAMPLES = r"""
@@ -52,7 +49,8 @@ EXAMPLES = r"""
   openclaw.ha.redis_config:
     address: 192.0.2.11
     port: 6379
-    password: "{{ redis_password }}"
+    redis_access:
+      password: "{{ redis_password }}"
     settings:
       maxmemory: 512mb
 """
@@ -97,7 +95,7 @@ def main():
         argument_spec={
             "address": {"type": "str", "required": True},
             "port": {"type": "int", "required": True},
-            "password": {"type": "str", "no_log": True},
+            "redis_access": redis_client.ACCESS,
             "settings": {"type": "dict", "default": {}},
             "secret_settings": {"type": "dict", "default": {}, "no_log": True},
             "sentinel": {"type": "str"},
@@ -109,7 +107,7 @@ def main():
     parameters = module.params
     wanted = {**parameters["settings"], **parameters["secret_settings"]}
     label = f"{'Sentinel' if parameters['sentinel'] else 'Redis'} at {parameters['address']}:{parameters['port']}"
-    client = redis_client.connect(parameters, parameters["password"], timeout=5)
+    client = redis_client.connect(parameters, parameters["redis_access"], timeout=5)
     error = wait_until_ready(client, parameters["wait"])
     if error:
         module.fail_json(msg=f"{label} does not answer as it should: {error} (waited up to {parameters['wait']:.0f} s).")

@@ -30,12 +30,6 @@ options:
     description: Name under which the Sentinels watch the primary.
     type: str
     required: true
-  redis_password:
-    description: Password of the Redis servers.
-    type: str
-  sentinel_password:
-    description: Password of the Sentinels.
-    type: str
   timeout:
     description: Seconds to wait for one connection or one reply.
     type: float
@@ -48,8 +42,8 @@ options:
     description: Whether a server that does not answer is left out instead of being reported.
     type: bool
     default: false
-requirements:
-  - redis (the Python library)
+extends_documentation_fragment:
+  - openclaw.ha.access
 """
 
 EXAMPLES = r"""
@@ -58,8 +52,10 @@ EXAMPLES = r"""
     redis: "{{ topology_cluster.redis }}"
     sentinels: "{{ topology_cluster.sentinels }}"
     name: "{{ topology_cluster.monitor.name }}"
-    redis_password: "{{ redis_password }}"
-    sentinel_password: "{{ sentinel_password }}"
+    redis_access:
+      password: "{{ redis_password }}"
+    sentinel_access:
+      password: "{{ sentinel_password }}"
 """
 
 RETURN = r"""
@@ -92,16 +88,16 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.openclaw.ha.plugins.module_utils.redis_client import inspect_redis, inspect_sentinel, require_redis
+from ansible_collections.openclaw.ha.plugins.module_utils.redis_client import ACCESS, inspect_redis, inspect_sentinel, require_redis
 from ansible_collections.openclaw.ha.plugins.module_utils.redis_view import agree
 
 
 def look(parameters):
     """Ask everybody once; the view of :func:`agree` with what each one said."""
     timeout = parameters["timeout"]
-    nodes = [inspect_redis(node, parameters["redis_password"], timeout) for node in parameters["redis"]]
+    nodes = [inspect_redis(node, parameters["redis_access"], timeout) for node in parameters["redis"]]
     sentinels = [
-        inspect_sentinel(node, parameters["name"], parameters["sentinel_password"], timeout) for node in parameters["sentinels"]
+        inspect_sentinel(node, parameters["name"], parameters["sentinel_access"], timeout) for node in parameters["sentinels"]
     ]
     return {**agree(nodes, sentinels, parameters["unanswered_ok"]), "redis": nodes, "sentinels": sentinels}
 
@@ -112,8 +108,8 @@ def main():
             "redis": {"type": "list", "elements": "dict", "required": True},
             "sentinels": {"type": "list", "elements": "dict", "required": True},
             "name": {"type": "str", "required": True},
-            "redis_password": {"type": "str", "no_log": True},
-            "sentinel_password": {"type": "str", "no_log": True},
+            "redis_access": ACCESS,
+            "sentinel_access": ACCESS,
             "timeout": {"type": "float", "default": 2},
             "wait": {"type": "float", "default": 0},
             "unanswered_ok": {"type": "bool", "default": False},

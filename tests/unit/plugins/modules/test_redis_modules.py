@@ -82,8 +82,8 @@ def look(run_module, cluster):
         arguments = {
             **cluster,
             "name": "openclaw",
-            "redis_password": PASSWORD,
-            "sentinel_password": SENTINEL_PASSWORD,
+            "redis_access": {"password": PASSWORD},
+            "sentinel_access": {"password": SENTINEL_PASSWORD},
             "timeout": 1,
             **changes,
         }
@@ -102,7 +102,7 @@ def test_the_agreed_view(look, cluster):
 
 
 def test_a_wrong_password_is_a_problem_not_a_traceback(look):
-    view = look(redis_password="wrong")
+    view = look(redis_access={"password": "wrong"})
     assert any("Redis on one" in problem and "invalid username-password pair" in problem for problem in view["problems"])
     assert "wrong" not in " ".join(view["problems"])
 
@@ -125,7 +125,7 @@ def test_waiting_ends_with_the_reasons(look, cluster):
 def configure(run_module, cluster):
     def ask(check=False, **changes):
         node = cluster["redis"][0]
-        return run_module(redis_config, check=check, address=node["address"], port=node["port"], **{"password": PASSWORD, **changes})
+        return run_module(redis_config, check=check, address=node["address"], port=node["port"], **{"redis_access": {"password": PASSWORD}, **changes})
 
     return ask
 
@@ -151,7 +151,7 @@ def test_a_refused_setting_is_named(configure):
 
 def test_a_wrong_password_ends_at_once(configure):
     started = time.monotonic()
-    result = configure(settings={"maxmemory": "1gb"}, password="wrong", wait=30)
+    result = configure(settings={"maxmemory": "1gb"}, redis_access={"password": "wrong"}, wait=30)
     assert result["failed"] and "invalid username-password pair" in result["msg"]
     assert time.monotonic() - started < 10
 
@@ -169,7 +169,7 @@ def test_sentinel_settings_go_live_once(run_module, cluster):
             redis_config,
             address=node["address"],
             port=node["port"],
-            password=SENTINEL_PASSWORD,
+            redis_access={"password": SENTINEL_PASSWORD},
             sentinel="openclaw",
             settings={"down-after-milliseconds": "1500", "quorum": "1"},
         )
