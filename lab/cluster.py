@@ -21,20 +21,26 @@ DOUBLES_OFFSET = 250
 
 
 class Cluster:
-    """One cluster of ``clusters.json``. Everything it owns carries its name, and the label ``openclaw-lab``."""
+    """One cluster of ``clusters.json``. Everything it owns carries its name, and the label ``openclaw-lab``.
+
+    A cluster with a ``group`` consists of that group's hosts alone, without gateways: neither their caches nor the
+    doubles are needed, and its runs are limited to the group.
+    """
 
     def __init__(self, name):
         clusters = json.loads((ROOT / "lab/clusters.json").read_text())
         if name not in clusters:
             raise LabError(f"there is no lab cluster {name!r}; lab/clusters.json knows {', '.join(clusters)}")
         self.name = name
+        self.suite = clusters[name].get("suite", "bookworm")
+        self.group = clusters[name].get("group")
         self.prefix = f"openclaw-lab-{name.replace('_', '-')}"
         self.sample = ROOT / clusters[name]["inventory"]
         self.network = ipaddress.ip_network(clusters[name]["subnet"])
         # The demo is what a person meets first, so its files lie at the top.
         self.directory = LAB if name == "demo" else LAB / name
         self.inventory = LAB / name / "inventory"
-        self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(self.sample))}
+        self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(self.sample, self.group))}
         self.doubles_address = str(self.network[DOUBLES_OFFSET])
         self.llm_url = f"http://{self.doubles_address}:{LLM_PORT}"
 
@@ -45,7 +51,8 @@ class Cluster:
     @property
     def inventories(self):
         """Arguments for ``ansible-playbook``: the sample as it is published, and the lab's addresses and secrets on top."""
-        return ["--inventory", str(self.sample), "--inventory", str(self.inventory)]
+        limit = ["--limit", f"{self.group},localhost"] if self.group else []
+        return ["--inventory", str(self.sample), "--inventory", str(self.inventory), *limit]
 
     def create(self):
         """Create what is missing of the cluster; does nothing when all of it runs."""
@@ -54,17 +61,19 @@ class Cluster:
             run("docker", "network", "create", "--label", LABEL, "--subnet", self.network, self.prefix)
         running = run("docker", "ps", "--filter", f"network={self.prefix}", "--format", "{{.Names}}").split()
         missing = [host for host in self.hosts if self.container(host) not in running]
-        name = image.ensure() if missing or f"{self.prefix}-doubles" not in running else None
+        doubles = not self.group and f"{self.prefix}-doubles" not in running
+        name = image.ensure(self.suite, caches=not self.group) if missing or doubles else None
         for host in missing:
             say(f"host {host}: {self.hosts[host]}")
             self._start_host(name, host)
-        if f"{self.prefix}-doubles" not in running:
+        if doubles:
             self._start_doubles(name)
         for host in missing:
             wait_for(f"sshd on {host}", lambda address=self.hosts[host]: _answers(address, 22), 30)
         if missing:
             self._write_known_hosts()
-        wait_for("the LLM double", lambda: _answers(self.doubles_address, LLM_PORT), 15)
+        if not self.group:
+            wait_for("the LLM double", lambda: _answers(self.doubles_address, LLM_PORT), 15)
 
     def destroy(self):
         """Remove the cluster's containers, its network and its files; nothing else."""
@@ -178,9 +187,10 @@ def _lookup(path):
     return "{{ lookup('openclaw.ha.secret_file', '" + str(path) + "') }}"
 
 
-def _hosts(inventory):
+def _hosts(inventory, only):
     listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", "--inventory", inventory, "--list", cwd=ROOT))
-    return sorted({host for group, members in listed.items() if group.startswith("openclaw_") for host in members.get("hosts", [])})
+    groups = [only] if only else [group for group in listed if group.startswith("openclaw_")]
+    return sorted({host for group in groups for host in listed[group].get("hosts", [])})
 
 
 def _answers(address, port):
