@@ -18,6 +18,7 @@ import redis
 from lab.shell import wait_for
 
 from . import playbook
+from .servers import back_door
 
 
 @contextlib.contextmanager
@@ -78,16 +79,16 @@ def primary_frozen(servers):
 
 @contextlib.contextmanager
 def primary_partitioned(servers):
-    """The primary and its Sentinel no longer reach the other hosts, nor they them; one client stays on the primary's side."""
-    host = servers.primary()["host"]
-    ports = f"{servers.nodes[0]['port']},{servers.sentinels[0]['port']}"
-    peers = ",".join(node["address"] for node in servers.nodes if node["host"] != host)
-    # Both directions, and connections from either side: only this set's ports, other sets live on the same hosts.
+    """The primary and its Sentinel no longer reach anybody, nor anybody them, but for the client that came by the back door."""
+    primary = servers.primary()
+    host, ports = primary["host"], f"{primary['port']},{servers.sentinels[0]['port']}"
+    # Both directions, and connections begun on either side. Only this set's ports: other sets live on the same hosts.
     rules = [
-        [chain, side, peers, "-p", "tcp", "-m", "multiport", which, ports, "-j", "DROP"]
-        for chain, side in (("INPUT", "-s"), ("OUTPUT", "-d"))
+        [chain, "!", side, "lo", "-p", "tcp", "-m", "multiport", which, ports,
+         "-m", "conntrack", "!", "--ctorigdstport", str(back_door(primary)), "-j", "DROP"]
+        for chain, side in (("INPUT", "-i"), ("OUTPUT", "-o"))
         for which in ("--sports", "--dports")
-    ]
+    ]  # fmt: skip
     for rule in rules:
         servers.execute(host, "iptables", "-w", "-I", *rule)
     try:

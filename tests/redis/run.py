@@ -29,28 +29,30 @@ CACHE = ROOT / ".cache" / "redis"
 PATIENCE = 90
 
 
-def under_load(servers, action, options, directory, name, hold=0):
+def under_load(servers, action, options, directory, name, pinned=False, hold=0):
     """Let clients write while ``action`` (a context manager) comes and goes, until all is well again; then judge.
 
+    :param pinned: with one more client that stays with the primary of the beginning
     :param hold: seconds that the action lasts at least, else until writes are acknowledged again
     :returns: what :func:`tests.redis.checker.check` finds, with ``ok``, ``name``, ``servers``, ``options``, ``down_after`` (s)
     """
     directory.mkdir(parents=True, exist_ok=True)
     servers.settle(PATIENCE)
     key = f"{servers.prefix}written:{time.time_ns()}"
-    load = Load(servers, options, key)
-    try:
-        _resumed(load, load.began)
-        began = time.monotonic()
-        with action:
+    with servers.pinned() if pinned else contextlib.nullcontext() as node:
+        load = Load(servers, options, key, node)
+        try:
+            _resumed(load, load.began)
+            began = time.monotonic()
+            with action:
+                _resumed(load, time.monotonic())
+                wait_for(f"{hold} s", lambda: time.monotonic() >= began + hold, hold + 1)
+            ended = time.monotonic()
+            # Clients go on while an old primary still has to learn that it is none.
+            servers.settle(PATIENCE)
             _resumed(load, time.monotonic())
-            wait_for(f"{hold} s", lambda: time.monotonic() >= began + hold, hold + 1)
-        ended = time.monotonic()
-        # Clients go on while an old primary still has to learn that it is none.
-        servers.settle(PATIENCE)
-        _resumed(load, time.monotonic())
-    finally:
-        writes = load.stop()
+        finally:
+            writes = load.stop()
     servers.settle(PATIENCE)
     record = Record(writes, servers.stored(key), load.began, load.ended, began, ended)
     record.save(directory / "record.json")
@@ -108,9 +110,9 @@ def compare(cluster, names, directory, options=LoadOptions(), alone=False):
     sets = {} if alone else {name: plain(ours, number, name) for number, name in enumerate(names)}
 
     def run(name, servers, action, wait):
-        chosen = dataclasses.replace(options, pinned=FAULTS[name].pinned, wait=wait)
+        fault = FAULTS[name]
         where = directory / ("plain" if wait == 0 else "ours") / name
-        return under_load(servers, action, chosen, where, name, FAULTS[name].hold)
+        return under_load(servers, action, dataclasses.replace(options, wait=wait), where, name, fault.pinned, fault.hold)
 
     def beside(name, action):
         try:

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
+import random
 import subprocess
 import sys
 
@@ -53,12 +55,12 @@ class Servers:
         """A client of one Sentinel."""
         return redis_client.connect(node, self.sentinel_access[role], timeout)
 
-    def primary(self, timeout=1):
+    def primary(self, timeout=0.5):
         """The node that a Sentinel names and that says so itself; the way of the gateways' clients.
 
         :raises redis.ConnectionError: when there is none
         """
-        for sentinel in self.sentinels:
+        for sentinel in random.sample(self.sentinels, len(self.sentinels)):
             try:
                 found = redis_client.sentinel(
                     self.sentinel(sentinel, "client", timeout), "GET-MASTER-ADDR-BY-NAME", self.monitor
@@ -81,6 +83,18 @@ class Servers:
         primaries = [node for node in nodes if node.get("role") == "master"]
         connected = sum(node["connected"] for node in primaries)
         return found + ([] if connected == len(self.nodes) - 1 else [f"{connected} replicas are connected."])
+
+    @contextlib.contextmanager
+    def pinned(self):
+        """The present primary by a second port, for a client that stays on its side whatever is cut off meanwhile."""
+        node = self.primary()
+        door = back_door(node)
+        rule = ["PREROUTING", "-p", "tcp", "--dport", str(door), "-j", "REDIRECT", "--to-ports", str(node["port"])]
+        self.execute(node["host"], "iptables", "-w", "-t", "nat", "-I", *rule)
+        try:
+            yield {**node, "port": door}
+        finally:
+            self.execute(node["host"], "iptables", "-w", "-t", "nat", "-D", *rule)
 
     def settle(self, seconds=60):
         """Wait until nothing is wrong. :raises lab.shell.LabError: with what still is"""
@@ -125,6 +139,11 @@ class Servers:
 
     def pid(self, host, unit):
         return self.execute(host, "systemctl", "show", "--property=MainPID", "--value", unit)
+
+
+def back_door(node):
+    """The second port of a Redis; see :meth:`Servers.pinned`."""
+    return node["port"] + 10000
 
 
 def of_lab(name):

@@ -17,13 +17,11 @@ from .record import OK, REFUSED, UNKNOWN, Write
 
 @dataclasses.dataclass(frozen=True)
 class LoadOptions:
-    """``rate``: writes a second of each client; ``pinned``: one more client that only knows the primary of the beginning;
-    ``wait``: replicas that must confirm a write (0: the primary's word is enough); ``wait_ms``: for how long to ask them;
+    """``rate``: writes a second of each client; ``wait``: replicas that must confirm a write (0: the primary's word is enough); ``wait_ms``: for how long to ask them;
     ``timeout``: seconds for connecting and for each answer; ``seconds``: the load ends by itself after that."""
 
     clients: int = 3
     rate: float = 60
-    pinned: bool = False
     wait: int = 1
     wait_ms: int = 500
     timeout: float = 1.5
@@ -31,17 +29,19 @@ class LoadOptions:
 
 
 class Load:
-    """Clients in threads. ``servers``: how to find and to enter the servers, see :class:`tests.redis.servers.Servers`."""
+    """Clients in threads.
 
-    def __init__(self, servers, options, key):
+    :param servers: how to find and to enter the servers, see :class:`tests.redis.servers.Servers`
+    :param pinned: a node that one more client writes to, whoever the primary is
+    """
+
+    def __init__(self, servers, options, key, pinned=None):
         self.servers, self.options, self.key = servers, options, key
         self.began = time.monotonic()
         self.ended = None
         self._writes = []
         self._done = threading.Event()
-        first = servers.primary()
-        clients = [(f"c{number}", None) for number in range(options.clients)]
-        clients += [("pinned", first)] if options.pinned else []
+        clients = [(f"c{number}", None) for number in range(options.clients)] + ([("pinned", pinned)] if pinned else [])
         self._threads = [threading.Thread(target=self._client, args=client, daemon=True) for client in clients]
         for thread in self._threads:
             thread.start()
@@ -84,7 +84,7 @@ class Load:
 
     def _connect(self, pinned):
         """A client with a working connection. :raises redis.RedisError: when there is none to be had"""
-        node = pinned or self.servers.primary(self.options.timeout)
+        node = pinned or self.servers.primary()
         client = self.servers.client(node, "app", self.options.timeout)
         client.ping()
         client.via = f"{node['address']}:{node['port']}"
