@@ -111,7 +111,7 @@ def describe_redis(node, client):
         "loading": bool(info["loading"]),
         "syncing": bool(info.get("master_sync_in_progress", 0)),
         "saving": bool(info["rdb_bgsave_in_progress"]),
-        "aof": bool(info["aof_enabled"]),
+        "aof_enabled": bool(info["aof_enabled"]),
         "aof_write_ok": info["aof_last_write_status"] == "ok",
         "aof_rewrite_ok": info["aof_last_bgrewrite_status"] == "ok",
         "aof_rewriting": bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]),

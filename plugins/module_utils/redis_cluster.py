@@ -197,6 +197,7 @@ def switch(cluster, to=None, leave=None, patience=60, dry=False):
     nodes, sentinels = cluster.look()
     leave = _what_to_leave(nodes, to, leave)
     report.former = leave
+    report.lines = redis_switch.describe(nodes, sentinels)
     # A pause that was found may be that of a run which ordered the promotion before it was killed.
     sent = any(node["paused"] for node in nodes)
     ending, limit = None, time.monotonic() + (0 if dry else patience)
@@ -267,6 +268,7 @@ class _Report:
         self.start = time.monotonic()
         self.steps = []
         self.former = None
+        self.lines = []
         self.offset = None
         self.lost = None
         self.paused_at = None
@@ -313,6 +315,7 @@ class _Report:
             "primary": primary,
             "former": self.former,
             "steps": self.steps,
+            "seen": self.lines,
             "write_gap": None if self.gap is None else round(self.gap, 2),
             "lost_bytes": self.lost,
             "seconds": round(time.monotonic() - self.start, 2),

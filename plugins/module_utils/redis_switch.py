@@ -43,7 +43,7 @@ def obstacles(nodes, sentinels, quorum=None, to=None, switching=True):
     """Why neither a restart nor a switch would be safe now, one sentence each; empty when all gates are open.
 
     :param nodes: as :func:`redis_view.agree` takes them, with ``priority``, ``min_replicas``, ``good_replicas``, ``loading``, ``syncing``,
-        ``saving``, ``aof``, ``aof_write_ok``, ``aof_rewrite_ok``, ``aof_rewriting``
+        ``saving``, ``aof_enabled``, ``aof_write_ok``, ``aof_rewrite_ok``, ``aof_rewriting``
     :param to: ``address:port`` of the wanted new primary, or None
     :param switching: whether the primary is to be switched (else: a replica is to be restarted)
     """
@@ -57,9 +57,9 @@ def obstacles(nodes, sentinels, quorum=None, to=None, switching=True):
             found.append(f"{label} is loading its data.")
         if node["syncing"]:
             found.append(f"{label} is receiving a full copy from the primary.")
-        if node["aof"] and not node["aof_write_ok"]:
+        if node["aof_enabled"] and not node["aof_write_ok"]:
             found.append(f"{label} could not write its append-only file (aof_last_write_status); see its disk and its log.")
-        if node["aof"] and not node["aof_rewrite_ok"]:
+        if node["aof_enabled"] and not node["aof_rewrite_ok"]:
             found.append(f"{label} failed to rewrite its append-only file (aof_last_bgrewrite_status); see its disk and its log.")
         if node["aof_rewriting"]:
             found.append(f"{label} is rewriting its append-only file; wait until it has finished.")
@@ -117,6 +117,29 @@ def obstacles(nodes, sentinels, quorum=None, to=None, switching=True):
                     f"Sentinel on {sentinel['host']} ({where(sentinel)}) has not yet seen the link of the replica on {node['host']} ({where(node)})."
                 )
     return found
+
+
+def describe(nodes, sentinels):
+    """What was seen, one line a server."""
+    primary = next((node["offset"] for node in nodes if node.get("role") == "master"), None)
+    lines = []
+    for node in nodes:
+        label = f"Redis on {node['host']} ({where(node)}):"
+        if node.get("error"):
+            lines.append(f"{label} no answer: {node['error']}")
+        elif node["role"] == "master":
+            lines.append(f"{label} primary, {node['connected']} replicas{', writes are paused' if node['paused'] else ''}")
+        else:
+            behind = "?" if primary is None else max(0, primary - node["offset"])
+            lines.append(f"{label} replica of {node['primary']}, link {'up' if node['link'] else 'down'}, {behind} bytes behind")
+    for sentinel in sentinels:
+        label = f"Sentinel on {sentinel['host']} ({where(sentinel)}):"
+        if sentinel.get("error"):
+            lines.append(f"{label} no answer: {sentinel['error']}")
+        else:
+            quorum = "ok" if sentinel["quorum_ok"] else "missing"
+            lines.append(f"{label} names {sentinel['primary'] or 'nobody'}, quorum {sentinel['quorum']} {quorum}")
+    return lines
 
 
 def leftovers(nodes):

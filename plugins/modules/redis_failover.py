@@ -69,6 +69,11 @@ steps:
   type: list
   elements: dict
   returned: always
+seen:
+  description: What was seen when the module came, one line for each Redis server and each Sentinel.
+  type: list
+  elements: str
+  returned: always
 write_gap:
   description: Seconds from the pause until the new primary took writes; null when nothing was switched.
   type: float

@@ -40,6 +40,11 @@ options:
     description: Settings that the Redis server shall have, by name; only those that it takes at its start matter here.
     type: dict
     default: {}
+  because:
+    description: Reasons for a restart that are known otherwise, one sentence each.
+    type: list
+    elements: str
+    default: []
   skip_primary:
     description: Whether a primary is left alone, for its turn comes last.
     type: bool
@@ -178,6 +183,7 @@ def main():
             "unit": {"type": "str"},
             "program": {"type": "path", "default": "/usr/bin/redis-server"},
             "settings": {"type": "dict", "default": {}},
+            "because": {"type": "list", "elements": "str", "default": []},
             "skip_primary": {"type": "bool", "default": False},
             "wait": {"type": "float", "default": 120},
             "timeout": {"type": "float", "default": 2},
@@ -198,7 +204,7 @@ def main():
 
 def act(one, parameters, check):
     """Restart the server if it must be and may be; the module's result. Raises :class:`Refused` and what the I/O raises."""
-    why = one.reasons()
+    why = one.reasons() + parameters["because"]
     if not why:
         return {"changed": False, "reasons": [], "msg": f"{one.label} runs as it should."}
     primary = one.kind == "redis" and not one.alone and one.is_primary()
