@@ -79,11 +79,17 @@ def sentinel_settings(client, name):
 
 
 def inspect_redis(node, access, timeout):
-    """Ask one Redis for its role; see :func:`redis_view.agree` for the shape."""
+    """Ask one Redis what it is and how it is; see :func:`redis_view.agree` and :func:`redis_switch.obstacles` for the shape."""
     try:
-        info = connect(node, access, timeout).info("replication")
+        return describe_redis(node, connect(node, access, timeout))
     except redis.RedisError as error:
         return {**node, "error": str(error)}
+
+
+def describe_redis(node, client):
+    """What one Redis says over a given connection; raises the library's errors."""
+    info = client.info()
+    settings = client.config_get("min-replicas-to-write", "replica-priority")
     primary = info["role"] == "master"
     return {
         **node,
@@ -93,33 +99,95 @@ def inspect_redis(node, access, timeout):
         "offset": info["master_repl_offset"] if primary else info["slave_repl_offset"],
         "lag": 0 if primary else info.get("master_last_io_seconds_ago", -1),
         "connected": info.get("connected_slaves", 0),
+        "version": info["redis_version"],
+        "build": str(info.get("redis_build_id", "")),
+        # The name of this history of writes, and the one it branched off from at a promotion, up to which offset.
+        "history": info["master_replid"],
+        "history_before": info.get("master_replid2", ""),
+        "branched_at": info.get("second_repl_offset", -1),
+        "priority": int(settings["replica-priority"]),
+        "min_replicas": int(settings["min-replicas-to-write"]),
+        "good_replicas": info.get("min_slaves_good_slaves", info.get("connected_slaves", 0)),
+        "loading": bool(info["loading"]),
+        "syncing": bool(info.get("master_sync_in_progress", 0)),
+        "saving": bool(info["rdb_bgsave_in_progress"]),
+        "aof_enabled": bool(info["aof_enabled"]),
+        "aof_write_ok": info["aof_last_write_status"] == "ok",
+        "aof_rewrite_ok": info["aof_last_bgrewrite_status"] == "ok",
+        "aof_rewriting": bool(info["aof_rewrite_in_progress"] or info["aof_rewrite_scheduled"]),
     }
 
 
 def inspect_sentinel(node, name, access, timeout):
     """Ask one Sentinel what it watches under ``name``; see :func:`redis_view.agree` for the shape."""
-    nothing = {**node, "primary": None, "replicas": 0, "quorum_ok": False, "tilt": False, "failover": False, "flags": ""}
     try:
-        client = connect(node, access, timeout)
-        tilt = client.info("sentinel").get("sentinel_tilt", 0) == 1
-        state = next((one for one in map(_pairs, sentinel(client, "MASTERS")) if one["name"] == name), None)
-        if state is None:
-            return {**nothing, "tilt": tilt}
-        try:
-            quorum_ok = sentinel(client, "CKQUORUM", name).startswith("OK")
-        except redis.ResponseError:
-            quorum_ok = False
+        return describe_sentinel(node, name, connect(node, access, timeout))
     except redis.RedisError as error:
         return {**node, "error": str(error)}
+
+
+def describe_sentinel(node, name, client):
+    """What one Sentinel says over a given connection; raises the library's errors."""
+    info = client.info()
+    nothing = {
+        **node,
+        "primary": None,
+        "replicas": 0,
+        "known": {},
+        "others": 0,
+        "quorum": None,
+        "quorum_ok": False,
+        "tilt": info.get("sentinel_tilt", 0) == 1,
+        "failover": False,
+        "failover_timeout": 0,
+        "flags": "",
+        "version": info["redis_version"],
+        "build": str(info.get("redis_build_id", "")),
+    }
+    state = next((one for one in map(_pairs, sentinel(client, "MASTERS")) if one["name"] == name), None)
+    if state is None:
+        return nothing
+    try:
+        quorum_ok = sentinel(client, "CKQUORUM", name).startswith("OK")
+    except redis.ResponseError:
+        quorum_ok = False
     return {
         **nothing,
         "primary": f"{state['ip']}:{state['port']}",
         "replicas": int(state["num-slaves"]),
+        "known": {
+            f"{one['ip']}:{one['port']}": {
+                "flags": one["flags"],
+                "link": one.get("master-link-status") == "ok",
+                "priority": int(one["slave-priority"]),
+            }
+            for one in map(_pairs, sentinel(client, "REPLICAS", name))
+        },
+        "others": int(state["num-other-sentinels"]),
+        "quorum": int(state["quorum"]),
         "quorum_ok": quorum_ok,
-        "tilt": tilt,
         "failover": "failover_in_progress" in state["flags"],
+        "failover_timeout": int(state["failover-timeout"]) / 1000,
         "flags": state["flags"],
     }
+
+
+def pinned_settings(client, found):
+    """Names of those settings that this server takes only at its start.
+
+    They are asked of the server, since they differ between versions: it refuses to set them even to the value that they have,
+    and setting any other to the value that it has does nothing.
+
+    :param found: settings as CONFIG GET gave them, name to text
+    """
+    pinned = set()
+    for name, value in found.items():
+        try:
+            client.config_set(name, value)
+        except redis.ResponseError as refusal:
+            if "immutable config" in str(refusal) or "protected config" in str(refusal):
+                pinned.add(name)
+    return pinned
 
 
 def _pairs(reply):

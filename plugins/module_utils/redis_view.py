@@ -9,7 +9,7 @@ Pure. The primary is what a majority of Sentinels name *and* what says so of its
 from __future__ import annotations
 
 
-def agree(nodes, sentinels, unanswered_ok=False):
+def agree(nodes, sentinels, unanswered_ok=False, quorum=None):
     """Decide who the primary is.
 
     :param nodes: list of dicts, one a Redis server: ``host``, ``address``, ``port`` and either ``error`` (text: it did not
@@ -17,7 +17,9 @@ def agree(nodes, sentinels, unanswered_ok=False):
         ``offset`` (bytes), ``connected`` (number of attached replicas)
     :param sentinels: list of dicts, one a Sentinel: ``host``, ``address``, ``port`` and either ``error`` or ``primary``
         (``address:port`` it names, None when it watches nothing), ``replicas`` (number it knows), ``quorum_ok`` (bool),
-        ``tilt`` (bool), ``failover`` (bool)
+        ``tilt`` (bool), ``failover`` (bool); where known also ``known`` (replicas by ``address:port``, each with ``flags``),
+        ``others`` (number of other Sentinels it knows), ``quorum`` (number) and ``flags`` (of the primary)
+    :param quorum: number of Sentinels that the inventory wants to agree on a failure, or None
     :param unanswered_ok: whether silence of a node is no disagreement (a run that is about to start it)
     :returns: dict with ``state`` (``absent``: nothing answers; ``agreed``; ``disagreed``), ``primary`` (``address:port`` or
         None), ``problems`` (list of sentences)
@@ -83,7 +85,46 @@ def agree(nodes, sentinels, unanswered_ok=False):
             problems.append(f"{label} is in tilt mode: its clock jumped or its host stalled.")
         if sentinel.get("failover"):
             problems.append(f"{label} has a failover in progress.")
+        if sentinel.get("primary") == primary:
+            problems += _differences_of(sentinel, label, nodes, sentinels, quorum)
     return {"state": "agreed", "primary": primary, "problems": problems}
+
+
+def _differences_of(sentinel, label, nodes, sentinels, quorum):
+    """What a Sentinel that names the right primary still sees differently from the inventory and the servers, as sentences."""
+    problems = []
+    down = {"o_down", "s_down"} & set(sentinel.get("flags", "").split(","))
+    if down:
+        problems.append(f"{label} regards the primary as down ({', '.join(sorted(down))}), although it may answer others.")
+    if quorum is not None and sentinel.get("quorum") not in (None, quorum):
+        problems.append(f"{label} has quorum {sentinel['quorum']}, not {quorum}.")
+    if sentinel.get("others", len(sentinels) - 1) > len(sentinels) - 1:
+        # A majority is counted over all it ever met, so those that are gone make failovers harder or impossible.
+        problems.append(
+            f"{label} knows {sentinel['others']} other Sentinels, not {len(sentinels) - 1}; if some are gone for good, "
+            f"SENTINEL RESET on one Sentinel after the other makes them forget."
+        )
+    answering = {where(node): node["host"] for node in nodes if not node.get("error")}
+    for address, replica in sorted(sentinel.get("known", {}).items()):
+        if address not in {where(node) for node in nodes}:
+            problems.append(
+                f"{label} knows the replica {address}, which is not in the inventory; if it is gone for good, "
+                f"SENTINEL RESET on one Sentinel after the other makes them forget."
+            )
+        elif address in answering and {"s_down", "disconnected"} & set(replica["flags"].split(",")):
+            problems.append(f"{label} does not reach the replica on {answering[address]} ({address}), which answers here.")
+    return problems
+
+
+def with_lag(nodes, primary):
+    """The nodes, each with ``behind``: bytes that its own offset is behind the primary's (None without an answer or a primary).
+
+    The offsets are read one after the other, so under load a healthy replica may be some bytes behind, or ahead (then 0).
+    """
+    offset = next((node["offset"] for node in nodes if where(node) == primary and not node.get("error")), None)
+    return [
+        {**node, "behind": None if offset is None or node.get("error") else max(0, offset - node["offset"])} for node in nodes
+    ]
 
 
 def where(node):

@@ -43,8 +43,8 @@ def status(topology, answers):
 
     :param topology: the fact ``topology_cluster``
     :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
-        :func:`units_of`), ``replicas`` (result of ``gateway_health``) and ``redis`` (result of ``sentinel_info``), each
-        absent when the host did not answer
+        :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``redis`` (result of ``sentinel_info``) and ``aof`` (result of
+        ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``), each absent when the host did not answer
     :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``redis`` and ``sentinels`` (lists of rows)
     """
     hosts, problems = [], []
@@ -71,13 +71,19 @@ def status(topology, answers):
         problems.append("No Redis host could be asked about Redis and Sentinel.")
         view = {"primary": None, "redis": [], "sentinels": [], "problems": []}
     problems += view["problems"]
+    redis = []
+    for row in view["redis"]:
+        found = (answers.get(row["host"]) or {}).get("aof") or {}
+        redis.append({**row, "aof": found.get("summary") or "-"})
+        if found.get("verdict", "ok") != "ok":
+            problems.append(f"{row['host']}: append-only file: {found.get('sentence') or found['verdict']}")
     return {
         "ok": not problems,
         "problems": problems,
         "hosts": hosts,
         "replicas": replicas,
         "primary": view["primary"],
-        "redis": view["redis"],
+        "redis": redis,
         "sentinels": view["sentinels"],
     }
 
@@ -103,8 +109,8 @@ def table(found):
             for row in found["replicas"]
         ]
     )
-    lines += [""] + columns([("REDIS", "ENDPOINT", "ROLE", "LINK", "OFFSET", "LAG")] + [_redis_row(row) for row in found["redis"]])
-    lines += [""] + columns([("SENTINEL", "ENDPOINT", "PRIMARY", "QUORUM")] + [_sentinel_row(row) for row in found["sentinels"]])
+    lines += [""] + columns([("REDIS", "ENDPOINT", "ROLE", "LINK", "BEHIND", "HEARD", "AOF")] + [_redis_row(row) for row in found["redis"]])
+    lines += [""] + columns([("SENTINEL", "ENDPOINT", "PRIMARY", "QUORUM", "STATE")] + [_sentinel_row(row) for row in found["sentinels"]])
     return lines + [""] + (found["problems"] or ["Nothing is wrong."])
 
 
@@ -117,14 +123,17 @@ def columns(rows):
 def _redis_row(row):
     endpoint = f"{row['address']}:{row['port']}"
     if row.get("error"):
-        return (row["host"], endpoint, "?", "-", "-", "no answer")
+        return (row["host"], endpoint, "?", "-", "-", "no answer", row["aof"])
     if row["role"] == "master":
-        return (row["host"], endpoint, "primary", f"{row['connected']} replicas", str(row["offset"]), "-")
-    return (row["host"], endpoint, "replica", "up" if row["link"] else "down", str(row["offset"]), f"{row['lag']} s")
+        return (row["host"], endpoint, "primary", f"{row['connected']} replicas", "-", "-", row["aof"])
+    behind = "?" if row.get("behind") is None else f"{row['behind']} bytes"
+    return (row["host"], endpoint, "replica", "up" if row["link"] else "down", behind, f"{row['lag']} s ago", row["aof"])
 
 
 def _sentinel_row(row):
     endpoint = f"{row['address']}:{row['port']}"
     if row.get("error"):
-        return (row["host"], endpoint, "no answer", "-")
-    return (row["host"], endpoint, row["primary"] or "nobody", "ok" if row["quorum_ok"] else "missing")
+        return (row["host"], endpoint, "no answer", "-", "-")
+    state = [word for word, is_so in (("tilt", row.get("tilt")), ("failover in progress", row.get("failover"))) if is_so]
+    quorum = f"{'ok' if row['quorum_ok'] else 'missing'}{'' if row.get('quorum') is None else ' (' + str(row['quorum']) + ')'}"
+    return (row["host"], endpoint, row["primary"] or "nobody", quorum, ", ".join(state) or "-")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 import threading
 
 PROPERTIES = (
@@ -29,6 +30,15 @@ def parse_show(text):
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
+def parse_timestamp(text):
+    """Seconds since 1970 of a time such as ``Fri 2026-11-20 20:13:12.123456 UTC``; None when there is none."""
+    try:
+        moment = datetime.datetime.strptime(text.partition(" ")[2], "%Y-%m-%d %H:%M:%S.%f UTC")
+    except ValueError:
+        return None
+    return moment.replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
 class Units:
     """Commands on units of this host, through the module's ``run_command`` (one at a time: it is no thread-safe)."""
 
@@ -44,6 +54,14 @@ class Units:
         """Properties of a unit; empty where systemd cannot be asked."""
         rc, out, err = self._run("systemctl", "show", "--property", ",".join(PROPERTIES), "--", unit)
         return parse_show(out) if rc == 0 else {}
+
+    def start_and_files(self, unit):
+        """When the unit's process was started (seconds since 1970, None when it does not run) and the files that define the unit."""
+        wanted = "--property=ExecMainStartTimestamp,FragmentPath,DropInPaths"
+        rc, out, err = self._run("systemctl", "show", "--timestamp=us+utc", wanted, "--", unit)
+        found = parse_show(out) if rc == 0 else {}
+        files = [path for path in [found.get("FragmentPath", ""), *found.get("DropInPaths", "").split()] if path]
+        return parse_timestamp(found.get("ExecMainStartTimestamp", "")), files
 
     def journal(self, unit, lines):
         """The last lines that a unit's latest start wrote, or why there are none.

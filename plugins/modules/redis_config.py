@@ -15,6 +15,7 @@ description:
   - Compares CONFIG GET with the wanted settings and sends CONFIG SET for those that differ, so that a change goes live without a restart.
   - With O(sentinel) it does the same through SENTINEL MASTER and SENTINEL SET, for the settings of one watched primary.
   - Waits for the server to answer and to have loaded its data first.
+  - Leaves alone what the server takes only at its start, and returns the names as RV(restart); see M(openclaw.ha.redis_restart).
   - Writes no file; the file that the server reads at its next start is the role's.
 options:
   address:
@@ -57,7 +58,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 settings:
-  description: Names of the settings that differed.
+  description: Names of the settings that differed and were made live.
+  type: list
+  elements: str
+  returned: always
+restart:
+  description: Names of the settings that differ and wait for a restart.
   type: list
   elements: str
   returned: always
@@ -118,6 +124,12 @@ def main():
     else:
         found = client.config_get(*wanted)
     changes = differences(wanted, found)
+    restart = set()
+    if not name:
+        restart = redis_client.pinned_settings(
+            client, {key: found[key] for key in changes if key in found and key not in parameters["secret_settings"]}
+        )
+        changes = {key: values for key, values in changes.items() if key not in restart}
     if not module.check_mode:
         for setting, (_before, value) in changes.items():
             try:
@@ -131,7 +143,7 @@ def main():
     def shown(position):
         return {key: "(secret)" if key in parameters["secret_settings"] else values[position] for key, values in sorted(changes.items())}
 
-    module.exit_json(changed=bool(changes), settings=sorted(changes), diff={"before": shown(0), "after": shown(1)})
+    module.exit_json(changed=bool(changes), settings=sorted(changes), restart=sorted(restart), diff={"before": shown(0), "after": shown(1)})
 
 
 if __name__ == "__main__":

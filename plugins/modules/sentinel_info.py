@@ -13,23 +13,10 @@ author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
   - Asks every Redis server and every Sentinel, and says who the primary is only when a majority of the Sentinels name it and it says so itself.
-  - Lists every disagreement by name.
+  - Lists every disagreement by name - servers that claim to be primary, Sentinels that name another one or nobody, see too few or too many others,
+    have another quorum, are in tilt mode, fail over or regard a server as down, replicas that follow another one, lost their link or are unknown.
   - With O(wait) it asks again until there is nothing left to disagree about.
 options:
-  redis:
-    description: The Redis servers, each with C(host) (a name for messages), C(address) and C(port).
-    type: list
-    elements: dict
-    required: true
-  sentinels:
-    description: The Sentinels, in the same form.
-    type: list
-    elements: dict
-    required: true
-  name:
-    description: Name under which the Sentinels watch the primary.
-    type: str
-    required: true
   timeout:
     description: Seconds to wait for one connection or one reply.
     type: float
@@ -44,6 +31,7 @@ options:
     default: false
 extends_documentation_fragment:
   - openclaw.ha.access
+  - openclaw.ha.cluster
 """
 
 EXAMPLES = r"""
@@ -73,12 +61,14 @@ problems:
   elements: str
   returned: always
 redis:
-  description: What each Redis server said - C(role), C(primary), C(link), C(offset) in bytes, C(lag) in seconds, C(connected) replicas, or C(error).
+  description: What each Redis server said - C(role), C(primary), C(link), C(offset) and C(behind) the primary in bytes,
+    C(lag) in seconds since the primary was heard, C(connected) replicas, C(version), C(priority), state of the append-only file, or C(error).
   type: list
   elements: dict
   returned: always
 sentinels:
-  description: What each Sentinel said - C(primary), C(replicas) it knows, C(quorum_ok), C(tilt), C(failover), C(flags), or C(error).
+  description: What each Sentinel said - C(primary), C(replicas) it knows and C(known) with their flags, C(others) (Sentinels), C(quorum), C(quorum_ok), C(tilt),
+    C(failover) (whether one is in progress), C(flags), or C(error).
   type: list
   elements: dict
   returned: always
@@ -88,8 +78,9 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.openclaw.ha.plugins.module_utils.redis_client import ACCESS, inspect_redis, inspect_sentinel, require_redis
-from ansible_collections.openclaw.ha.plugins.module_utils.redis_view import agree
+from ansible_collections.openclaw.ha.plugins.module_utils.redis_client import inspect_redis, inspect_sentinel, require_redis
+from ansible_collections.openclaw.ha.plugins.module_utils.redis_cluster import OPTIONS
+from ansible_collections.openclaw.ha.plugins.module_utils.redis_view import agree, with_lag
 
 
 def look(parameters):
@@ -99,17 +90,14 @@ def look(parameters):
     sentinels = [
         inspect_sentinel(node, parameters["name"], parameters["sentinel_access"], timeout) for node in parameters["sentinels"]
     ]
-    return {**agree(nodes, sentinels, parameters["unanswered_ok"]), "redis": nodes, "sentinels": sentinels}
+    view = agree(nodes, sentinels, parameters["unanswered_ok"], parameters["quorum"])
+    return {**view, "redis": with_lag(nodes, view["primary"]), "sentinels": sentinels}
 
 
 def main():
     module = AnsibleModule(
         argument_spec={
-            "redis": {"type": "list", "elements": "dict", "required": True},
-            "sentinels": {"type": "list", "elements": "dict", "required": True},
-            "name": {"type": "str", "required": True},
-            "redis_access": ACCESS,
-            "sentinel_access": ACCESS,
+            **OPTIONS,
             "timeout": {"type": "float", "default": 2},
             "wait": {"type": "float", "default": 0},
             "unanswered_ok": {"type": "bool", "default": False},
