@@ -48,8 +48,10 @@ class RedisServer:
 
     def client(self):
         import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        return redis.Redis(port=self.port, decode_responses=True)
+        return redis.Redis(port=self.port, decode_responses=True, retry=Retry(NoBackoff(), 0))
 
     def stop(self, kill=False):
         import os
