@@ -23,6 +23,15 @@ class Played:
     changed: dict
     output: str
 
+    @property
+    def changes(self):
+        """The lines of the tasks that changed something, each behind its task's name."""
+        lines = []
+        for task in re.split(r"^TASK ", self.output, flags=re.M)[1:]:
+            changed = re.findall(r"^changed: .*", task, re.M)
+            lines += [f"{task.splitlines()[0].rstrip(' *')}: {line}" for line in changed]
+        return lines
+
 
 def run(cluster, name, *options, variables=None, check=True, seconds=300):
     """Run ``playbooks/<name>.yml`` on a lab cluster. :raises RuntimeError: when it fails and ``check`` is set"""
