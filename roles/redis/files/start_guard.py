@@ -96,14 +96,15 @@ def check(settings, record_path, accept_path):
 def remember(settings, record_path, accept_path):
     """Write down which files the server runs on, and that nothing is accepted any more."""
     record = aof.record_of(see(settings)) if settings["appendonly"] == "yes" else None
-    if record:
+    # Without a digest a rewrite has just replaced the base; what was remembered before is true of the next one too.
+    if record and record["digest"]:
         with open(f"{record_path}.new", "w", encoding="utf-8") as file:
             json.dump(record, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{record_path}.new", record_path)
-    if os.path.exists(accept_path):
-        os.unlink(accept_path)
+        if os.path.exists(accept_path):
+            os.unlink(accept_path)
 
 
 def main(action, user, *configs):
