@@ -41,6 +41,8 @@ class RedisServer:
 
         try:
             return self.client().ping()
+        except redis.AuthenticationError:
+            return True
         except (redis.ConnectionError, redis.BusyLoadingError):
             return False
         except redis.ResponseError:  # a full disk: it answers

@@ -247,5 +247,14 @@ def test_online_it_says_when_the_server_runs_elsewhere_or_writes_nothing(check, 
     assert "not in" in " ".join(one["sentence"] for one in elsewhere["findings"])
     server.stop()
     # No answer: the files alone, when it is known where they are.
-    assert (check(address="127.0.0.1", port=server.port)["verdict"], check(address="127.0.0.1", port=server.port)["online"]) == ("ok", False)
+    alone = check(address="127.0.0.1", port=server.port)
+    assert (alone["verdict"], alone["online"]) == ("ok", False) and "refused" in alone["refusal"]
     assert check(directory=None, address="127.0.0.1", port=server.port)["failed"]
+
+
+def test_a_wrong_password_is_said_and_the_files_are_judged(check, redis_server, tmp_path):
+    server = redis_server(tmp_path / "live", "requirepass right")
+    assert server.start()
+    found = check(directory=str(tmp_path / "live"), address="127.0.0.1", port=server.port, redis_access={"password": "wrong"})
+    assert (found["verdict"], found["online"]) == ("ok", False) and "password pair" in found["refusal"]
+    server.stop()
