@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
-import types
 
 import pytest
 
@@ -218,8 +218,9 @@ def load(tmp_path):
     """The guard as a module, to call it with other bounds."""
     sys.path.insert(0, str(tmp_path / "guard"))
     try:
-        guard = types.ModuleType("start_guard")
-        exec(compile((tmp_path / "guard/start_guard.py").read_text(), "start_guard.py", "exec"), guard.__dict__)
+        spec = importlib.util.spec_from_file_location("start_guard", tmp_path / "guard/start_guard.py")
+        guard = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(guard)
         return guard
     finally:
         sys.path.pop(0)

@@ -132,7 +132,8 @@ def test_a_damaged_length_is_no_torn_end():
 
 ANALYZED = "AOF analyzed: filename={}, size={}, ok_up_to={}, ok_up_to_line=9, diff={}\n"
 BASE_FINE = (
-    "[offset 0] Checking RDB file appendonly.aof.4.base.rdb\n[offset 9] AUX FIELD redis-ver = '7.0.15'\n[offset 100] \\o/ RDB looks OK! \\o/\n"
+    "[offset 0] Checking RDB file appendonly.aof.4.base.rdb\n[offset 9] AUX FIELD redis-ver = '7.0.15'\n"
+    "[offset 100] \\o/ RDB looks OK! \\o/\n"
     + (ANALYZED.format("appendonly.aof.4.base.rdb", 100, 100, 0) + "BASE AOF appendonly.aof.4.base.rdb is valid\n")
 )
 ENTRIES = aof.parse_manifest(GOOD)
@@ -162,7 +163,8 @@ ENTRIES = aof.parse_manifest(GOOD)
             10,
         ),
         (
-            "[offset 0] Checking RDB file appendonly.aof.4.base.rdb\n[offset 88] Unexpected EOF reading RDB file\nRDB preamble of AOF file is not sane, aborting.\n",
+            "[offset 0] Checking RDB file appendonly.aof.4.base.rdb\n[offset 88] Unexpected EOF reading RDB file\n"
+            "RDB preamble of AOF file is not sane, aborting.\n",
             None,
             "corrupt",
             "base.rdb",
