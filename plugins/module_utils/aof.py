@@ -9,7 +9,8 @@ Everything is pure but the last section, which reads the disk and runs ``redis-c
 A *finding* is a dict: ``verdict`` (see :data:`ADVICE`), ``sentence``, and where known ``file`` (name), ``offset`` and
 ``bytes`` (what is damaged or missing from there on).
 
-A *record* is what the guard remembers of the base file that it saw last: ``{"base": name, "seq": number, "digest": text}``.
+A *record* is what the guard remembers of the base file that it saw last: ``{"base": name, "seq": number, "digest":
+text}``.
 The number of the base rises at each rewrite and a base is never written again, so a lower number, or another content
 under the same number, means that the files were made anew.
 """
@@ -25,17 +26,41 @@ import subprocess
 
 #: Verdict -> what to do. In the order in which a verdict wins over the later ones.
 ADVICE = {
-    "unreadable": "Make the directory and its files readable and writable for the user that runs Redis, then look again; nothing is said about the data.",
-    "bad_manifest": "Do not start Redis. On a replica whose primary is healthy: move the directory aside and let it copy anew. "
-    "Else keep a copy, write the missing lines by the names of the files (one base, then the incremental files in order), and check again.",
-    "orphan_files": "Do not start Redis: it would begin empty or without these files. Restore the manifest from a backup, or write it by the names of the files; "
-    "a replica whose primary is healthy may be moved aside and copied anew.",
-    "missing_file": "Do not start Redis. Bring the file back from a backup or the volume that is not mounted; a replica whose primary is healthy may be moved aside and copied anew.",
-    "started_empty": "Stop Redis before it is copied to replicas, and bring the former files back from a backup, or accept the present ones for the guard.",
-    "corrupt": "Keep a copy. On a replica whose primary is healthy: move the directory aside and let it copy anew. Else restore a backup; "
-    "redis-check-aof --fix would drop everything after the damage, intact commands too.",
-    "write_failed": "Look at free space and the disk of the data directory, then at the log of Redis; writes are refused until the file can be written again.",
-    "truncated_tail": "Redis drops an unfinished end by itself when aof-load-truncated is yes. Else repair it with repair: true while Redis is stopped.",
+    "unreadable": (
+        "Make the directory and its files readable and writable for the user that runs Redis, then look "
+        "again; nothing is said about the data."
+    ),
+    "bad_manifest": (
+        "Do not start Redis. On a replica whose primary is healthy: move the directory aside and let it copy "
+        "anew. Else keep a copy, write the missing lines by the names of the files (one base, then the "
+        "incremental files in order), and check again."
+    ),
+    "orphan_files": (
+        "Do not start Redis: it would begin empty or without these files. Restore the manifest from a backup,"
+        " or write it by the names of the files; a replica whose primary is healthy may be moved aside and "
+        "copied anew."
+    ),
+    "missing_file": (
+        "Do not start Redis. Bring the file back from a backup or the volume that is not mounted; a replica "
+        "whose primary is healthy may be moved aside and copied anew."
+    ),
+    "started_empty": (
+        "Stop Redis before it is copied to replicas, and bring the former files back from a backup, or accept"
+        " the present ones for the guard."
+    ),
+    "corrupt": (
+        "Keep a copy. On a replica whose primary is healthy: move the directory aside and let it copy anew. "
+        "Else restore a backup; redis-check-aof --fix would drop everything after the damage, intact commands"
+        " too."
+    ),
+    "write_failed": (
+        "Look at free space and the disk of the data directory, then at the log of Redis; writes are refused "
+        "until the file can be written again."
+    ),
+    "truncated_tail": (
+        "Redis drops an unfinished end by itself when aof-load-truncated is yes. Else repair it with repair: "
+        "true while Redis is stopped."
+    ),
     "ok": "",
 }
 
@@ -52,12 +77,16 @@ def finding(verdict, sentence, file=None, offset=None, size=None):
 def worst(findings):
     """The finding that decides, or the one that says ok."""
     order = list(ADVICE)
-    return min(findings, key=lambda one: order.index(one["verdict"]), default=finding("ok", "The append-only files are whole."))
+    return min(
+        findings, key=lambda one: order.index(one["verdict"]), default=finding("ok", "The append-only files are whole.")
+    )
 
 
 def summary(one):
     """A finding in a few words, for a table."""
-    return " ".join(str(part) for part in (one["verdict"], one["file"], one["bytes"] and f"({one['bytes']} bytes)") if part)
+    return " ".join(
+        str(part) for part in (one["verdict"], one["file"], one["bytes"] and f"({one['bytes']} bytes)") if part
+    )
 
 
 # The manifest
@@ -78,7 +107,12 @@ def parse_manifest(text):
         except ValueError:
             words = []
         fields = dict(zip((word.lower() for word in words[::2]), words[1::2]))
-        if len(words) % 2 or not {"file", "seq", "type"} <= fields.keys() or not fields["seq"].isdigit() or fields["type"] not in ("b", "i", "h"):
+        if (
+            len(words) % 2
+            or not {"file", "seq", "type"} <= fields.keys()
+            or not fields["seq"].isdigit()
+            or fields["type"] not in ("b", "i", "h")
+        ):
             raise ValueError(f"Line {number} of the manifest is not what Redis writes.")
         if "/" in fields["file"]:
             raise ValueError(f"Line {number} of the manifest names a path.")
@@ -89,7 +123,8 @@ def parse_manifest(text):
 
 
 def judge_manifest(text):
-    """The manifest's entries and findings. ``redis-check-aof`` accepts some manifests with which Redis starts without data; these rules do not."""
+    """The manifest's entries and findings. ``redis-check-aof`` accepts some manifests with which Redis starts without
+    data; these rules do not."""
     if not text:
         return [], [finding("bad_manifest", "The manifest is empty.")]
     try:
@@ -100,9 +135,18 @@ def judge_manifest(text):
     increments = [entry for entry in entries if entry["type"] == "i"]
     findings = []
     if len(bases) != 1:
-        findings.append(finding("bad_manifest", f"The manifest lists {len(bases) or 'no'} base file{'s' if bases else ''} instead of one."))
+        findings.append(
+            finding(
+                "bad_manifest",
+                f"The manifest lists {len(bases) or 'no'} base file{'s' if bases else ''} instead of one.",
+            )
+        )
     if not increments:
-        findings.append(finding("bad_manifest", "The manifest lists no incremental file: what was written since the base would be lost."))
+        findings.append(
+            finding(
+                "bad_manifest", "The manifest lists no incremental file: what was written since the base would be lost."
+            )
+        )
     if any(earlier["seq"] >= later["seq"] for earlier, later in zip(increments, increments[1:])):
         findings.append(finding("bad_manifest", "The numbers of the incremental files in the manifest do not rise."))
     if len({entry["file"] for entry in entries}) != len(entries):
@@ -130,12 +174,20 @@ def judge_files(seen, record=None):
     if text is None:
         if any(sizes[file] for file in data):
             kept = ", ".join(sorted(data))
-            return [finding("orphan_files", f"The manifest is missing, but there are data files ({kept}): Redis would start empty.", f"{name}.manifest")]
+            return [
+                finding(
+                    "orphan_files",
+                    f"The manifest is missing, but there are data files ({kept}): Redis would start empty.",
+                    f"{name}.manifest",
+                )
+            ]
         return [finding("missing_file", _nothing(seen, record), f"{name}.manifest")]
     entries, findings = judge_manifest(text)
     for entry in entries:
         if entry["type"] != "h" and entry["file"] not in sizes:
-            findings.append(finding("missing_file", f"The manifest lists {entry['file']}, which is missing.", entry["file"]))
+            findings.append(
+                finding("missing_file", f"The manifest lists {entry['file']}, which is missing.", entry["file"])
+            )
     if entries and not findings:
         findings += _orphans(data, sizes, entries)
         findings += _replaced(seen, entries, record)
@@ -146,12 +198,16 @@ def _nothing(seen, record):
     if record:
         return f"There are no append-only files, but {record['base']} was here at an earlier start: Redis would start empty."
     if seen["snapshot"]:
-        return "There are no append-only files, but a snapshot with keys, which Redis ignores when appendonly is yes: it would start empty."
+        return (
+            "There are no append-only files, but a snapshot with keys, which Redis ignores when appendonly is yes: "
+            "it would start empty."
+        )
     return "There are no append-only files."
 
 
 def _orphans(data, sizes, entries):
-    """Files with data that the manifest does not list. What a crash in the middle of a rewrite leaves is no loss: an empty
+    """Files with data that the manifest does not list. What a crash in the middle of a rewrite leaves is no loss: an
+    empty
     incremental file, the next base beside the old one, and files of the past."""
     known = {entry["file"] for entry in entries}
     base, last = listed(entries, "b")[0]["seq"], listed(entries, "i")[-1]["seq"]
@@ -162,14 +218,31 @@ def _orphans(data, sizes, entries):
     )
     if not lost:
         return []
-    return [finding("orphan_files", f"Newer than the manifest and not listed by it: {', '.join(lost)}.", lost[0], size=sum(sizes[file] for file in lost))]
+    return [
+        finding(
+            "orphan_files",
+            f"Newer than the manifest and not listed by it: {', '.join(lost)}.",
+            lost[0],
+            size=sum(sizes[file] for file in lost),
+        )
+    ]
 
 
 def _replaced(seen, entries, record):
     base = listed(entries, "b")[0]
-    if not record or base["seq"] > record["seq"] or (base["seq"] == record["seq"] and seen["digest"] == record["digest"]):
+    if (
+        not record
+        or base["seq"] > record["seq"]
+        or (base["seq"] == record["seq"] and seen["digest"] == record["digest"])
+    ):
         return []
-    return [finding("started_empty", f"{base['file']} was made anew: {record['base']} was here at an earlier start, with other data.", base["file"])]
+    return [
+        finding(
+            "started_empty",
+            f"{base['file']} was made anew: {record['base']} was here at an earlier start, with other data.",
+            base["file"],
+        )
+    ]
 
 
 def is_new(seen, record):
@@ -192,7 +265,8 @@ def record_of(seen):
 def parse_check(output, code):
     """What ``redis-check-aof MANIFEST`` said.
 
-    :returns: dict with ``ok``, ``file``, ``offset`` (how far the file is good), ``size`` (of the file) and ``error`` (its sentence), each None where unknown
+    :returns: dict with ``ok``, ``file``, ``offset`` (how far the file is good), ``size`` (of the file) and ``error``
+      (its sentence), each None where unknown
     """
     if code == 0:
         return {"ok": True, "file": None, "offset": None, "size": None, "error": None}
@@ -229,17 +303,38 @@ def judge_check(check, entries, tail):
         return [finding("unreadable", f"{file} cannot be read: {error}.", file)]
     rest = check["size"] - check["offset"] if check["size"] is not None else None
     if file != listed(entries, "i")[-1]["file"]:
-        where = "" if file in (entry["file"] for entry in listed(entries, "b")) else " and it is not the last one: Redis would drop its end at one start and load the rest at the next"
+        where = (
+            ""
+            if file in (entry["file"] for entry in listed(entries, "b"))
+            else " and it is not the last one: Redis would drop its end at one start and load the rest at the next"
+        )
         return [finding("corrupt", f"{file} is damaged ({error}){where}.", file, check["offset"], rest)]
     if tail is not None and is_torn(tail):
-        return [finding("truncated_tail", f"The last {rest} bytes of {file} are an unfinished command{_name_of(tail)}.", file, check["offset"], rest)]
-    return [finding("corrupt", f"{file} is damaged at byte {check['offset']} ({error}); {rest} bytes follow.", file, check["offset"], rest)]
+        return [
+            finding(
+                "truncated_tail",
+                f"The last {rest} bytes of {file} are an unfinished command{_name_of(tail)}.",
+                file,
+                check["offset"],
+                rest,
+            )
+        ]
+    return [
+        finding(
+            "corrupt",
+            f"{file} is damaged at byte {check['offset']} ({error}); {rest} bytes follow.",
+            file,
+            check["offset"],
+            rest,
+        )
+    ]
 
 
 def is_torn(tail):
     """Whether ``tail`` is the beginning of one command, or of one transaction, and nothing else.
 
-    A damaged length in the middle of a file looks like an end that is cut off, because everything after it is swallowed as one value; then
+    A damaged length in the middle of a file looks like an end that is cut off, because everything after it is
+    swallowed as one value; then
     a further command is found inside.
     """
     at, transaction = 0, False
@@ -300,7 +395,9 @@ def judge_server(info, directory=None, live_directory=None):
     if not info.get("aof_enabled") and not copying:
         findings.append(finding("write_failed", "Redis writes no append-only file (appendonly is no)."))
     if info.get("aof_last_write_status", "ok") != "ok":
-        findings.append(finding("write_failed", "The last write to the append-only file failed: Redis refuses writes (MISCONF)."))
+        findings.append(
+            finding("write_failed", "The last write to the append-only file failed: Redis refuses writes (MISCONF).")
+        )
     if info.get("aof_last_bgrewrite_status", "ok") != "ok":
         findings.append(finding("write_failed", "The last rewrite of the append-only file failed."))
     return findings
@@ -312,12 +409,23 @@ def judge_server(info, directory=None, live_directory=None):
 def look(directory, folder="appendonlydir", name="appendonly.aof", snapshot="dump.rdb", check_rdb="redis-check-rdb"):
     """What lies in a data directory.
 
-    :returns: dict with ``name``, ``path`` (of the folder), ``manifest`` (text or None), ``sizes`` (file -> bytes), ``digest`` (of the base's beginning, or
-        None), ``snapshot`` (whether a snapshot holds keys; looked at only without append-only files), ``old_style`` (a single file of before Redis 7)
+    :returns: dict with ``name``, ``path`` (of the folder), ``manifest`` (text or None), ``sizes`` (file -> bytes),
+      ``digest`` (of the base's beginning, or
+        None), ``snapshot`` (whether a snapshot holds keys; looked at only without append-only files), ``old_style``
+        (a single file of before Redis 7)
         and ``error`` (a sentence when something cannot be read)
     """
     path = os.path.join(directory, folder)
-    seen = {"name": name, "path": path, "manifest": None, "sizes": {}, "digest": None, "snapshot": False, "old_style": False, "error": None}
+    seen = {
+        "name": name,
+        "path": path,
+        "manifest": None,
+        "sizes": {},
+        "digest": None,
+        "snapshot": False,
+        "old_style": False,
+        "error": None,
+    }
     try:
         os.listdir(directory)
         if os.path.isdir(path):
@@ -358,10 +466,17 @@ def _has_keys(path, check_rdb):
 
 
 def run_check(seen, program="redis-check-aof", timeout=None):
-    """Run ``redis-check-aof`` on the manifest; returns :func:`parse_check`'s dict. Raises OSError, subprocess.TimeoutExpired."""
+    """Run ``redis-check-aof`` on the manifest; returns :func:`parse_check`'s dict. Raises OSError,
+    subprocess.TimeoutExpired."""
     manifest = os.path.join(seen["path"], f"{seen['name']}.manifest")
     done = subprocess.run(
-        [program, manifest], capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=timeout, check=False
+        [program, manifest],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        check=False,
     )
     return parse_check(done.stdout + done.stderr, done.returncode)
 

@@ -13,10 +13,13 @@ version_added: "0.1.0"
 author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
-  - Says whether a Redis server can start with all it has written, from its append-only files (multi-part layout, Redis 7 and later).
-  - Its own rules come first, because C(redis-check-aof) accepts an empty manifest and one that has lost lines, with which Redis starts without data.
+  - Says whether a Redis server can start with all it has written, from its append-only files (multi-part layout,
+    Redis 7 and later).
+  - Its own rules come first, because C(redis-check-aof) accepts an empty manifest and one that has lost lines, with
+    which Redis starts without data.
     Where the rules find a whole set of files, C(redis-check-aof) reads it through.
-  - With O(address) it also asks the running server whether it writes them. Without an answer the files alone are judged.
+  - With O(address) it also asks the running server whether it writes them. Without an answer the files alone are
+    judged, and RV(refusal) says why.
   - Runs on the host of the files, as a user who can read them.
   - Changes nothing unless O(repair) is true.
 options:
@@ -42,13 +45,16 @@ options:
     type: int
     default: 6379
   record:
-    description: What the start-up guard of the role P(openclaw.ha.redis#role) remembers of the files. Without that file nothing is compared.
+    description: What the start-up guard of the role P(openclaw.ha.redis#role) remembers of the files. Without that
+      file nothing is compared.
     type: path
     default: /etc/redis/openclaw/data-seen.json
   repair:
     description:
-      - Drop an unfinished command at the end of the last incremental file (RV(verdict=truncated_tail)); any other damage is left alone and fails the task.
-      - The work is done and checked on a copy, which then takes the place of the file; the file as it was stays beside it.
+      - Drop an unfinished command at the end of the last incremental file (RV(verdict=truncated_tail)); any other
+        damage is left alone and fails the task.
+      - The work is done and checked on a copy, which then takes the place of the file; the file as it was stays
+        beside it.
       - Refused while a process uses the directory.
     type: bool
     default: false
@@ -59,7 +65,8 @@ attributes:
     description: With O(repair), says what would be dropped.
     support: full
   diff_mode:
-    description: With O(repair), the size of the file before and after. What is dropped is not shown, it may be part of a conversation.
+    description: With O(repair), the size of the file before and after. What is dropped is not shown, it may be part
+      of a conversation.
     support: full
 notes:
   - A changed byte inside a value is not found, as an incremental file has no checksum. The base file has one.
@@ -84,8 +91,10 @@ EXAMPLES = r"""
 RETURN = r"""
 verdict:
   description:
-    - V(ok); V(truncated_tail) (an unfinished command at the end of the last file); V(corrupt); V(missing_file) (a listed file, or all);
-      V(bad_manifest); V(orphan_files) (data that the manifest does not list); V(unreadable); V(started_empty) (the files were made anew, or the server runs
+    - V(ok); V(truncated_tail) (an unfinished command at the end of the last file); V(corrupt); V(missing_file) (a
+      listed file, or all);
+      V(bad_manifest); V(orphan_files) (data that the manifest does not list); V(unreadable); V(started_empty) (the
+      files were made anew, or the server runs
       elsewhere); V(write_failed) (the running server cannot write them).
     - When there are several findings, the gravest.
   type: str
@@ -129,9 +138,14 @@ online:
   type: bool
   returned: always
 server:
-  description: What the running server said of its append-only files, the fields C(aof_...) of INFO persistence, and C(keys), the number of its keys (null while it loads them).
+  description: What the running server said of its append-only files, the fields C(aof_...) of INFO persistence, and
+    C(keys), the number of its keys (null while it loads them).
   type: dict
   returned: when the server answered
+refusal:
+  description: Why the server was not asked, in its own words or the library's. The files alone were judged then.
+  type: str
+  returned: when an address was given and there was no answer
 kept:
   description: Path of the file as it was before the repair.
   type: str
@@ -149,7 +163,8 @@ from ansible_collections.openclaw.ha.plugins.module_utils import aof, redis_clie
 
 
 def ask(module):
-    """The running server's own words: (INFO fields, directory, folder, filename), or None when it does not answer."""
+    """The running server's own words: (INFO fields, directory, folder, filename); or the reason why there are none,
+    as a text."""
     parameters = module.params
     redis_client.require_redis(module)
     try:
@@ -157,21 +172,20 @@ def ask(module):
         info = {**client.info("persistence"), **client.info("replication")}
         config = client.config_get("dir") | client.config_get("append*name")
         info["keys"] = None if info["loading"] else client.dbsize()
-    except redis_client.redis.ResponseError as error:
-        module.fail_json(msg=f"Redis at {parameters['address']}:{parameters['port']} refuses to be asked: {error}")
-    except redis_client.redis.RedisError:
-        return None
+    except redis_client.redis.RedisError as error:
+        return str(error) or type(error).__name__
     return info, config["dir"], config["appenddirname"], config["appendfilename"]
 
 
-def examine(module, directory, folder, filename, online):
-    """What lies there and the findings about it. Files in use are looked at until two looks agree: a rewrite or a write may be under way."""
+def examine(module, directory, folder, filename, in_use):
+    """What lies there and the findings about it. Files in use are looked at until two looks agree: a rewrite or a
+    write may be under way."""
     try:
         record = aof.read_record(module.params["record"])
     except (OSError, ValueError) as error:
         module.fail_json(msg=f"The guard's record cannot be read: {error}.")
     before = None
-    for _look in range(20 if online else 1):
+    for _look in range(20 if in_use else 1):
         seen = aof.look(directory, folder, filename)
         try:
             findings = aof.examine(seen, record)
@@ -185,7 +199,7 @@ def examine(module, directory, folder, filename, online):
         if not findings or findings == before:
             break
         before = findings
-        if online:
+        if in_use:
             time.sleep(0.1)  # between two looks
     return seen, findings
 
@@ -209,7 +223,8 @@ def users_of(path):
 
 
 def repaired(module, seen, found):
-    """Put a checked copy without the unfinished command in the file's place; returns where the file as it was is kept."""
+    """Put a checked copy without the unfinished command in the file's place; returns where the file as it was is
+    kept."""
     folder = seen["path"]
     file = os.path.join(folder, found["file"])
     with tempfile.TemporaryDirectory(prefix=".repair.", dir=os.path.dirname(folder)) as bench:
@@ -225,7 +240,9 @@ def repaired(module, seen, found):
             os.fsync(stream.fileno())
         after = aof.examine(aof.look(os.path.dirname(bench), os.path.basename(bench), seen["name"]))
         if after:
-            module.fail_json(msg=f"The repaired copy is not good either, nothing was changed: {aof.worst(after)['sentence']}")
+            module.fail_json(
+                msg=f"The repaired copy is not good either, nothing was changed: {aof.worst(after)['sentence']}"
+            )
         kept = f"{file}.before-repair-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
         os.link(file, kept)
         os.replace(copy, file)
@@ -253,27 +270,40 @@ def main():
     parameters = module.params
     directory, folder, filename = parameters["directory"], parameters["folder"], parameters["filename"]
     answer = ask(module) if parameters["address"] else None
+    online = isinstance(answer, tuple)
     findings = []
-    if answer:
+    if online:
         info, live, folder, filename = answer
         findings = aof.judge_server(info, directory, live)
         directory = live
     if directory is None:
-        module.fail_json(msg=f"Redis at {parameters['address']}:{parameters['port']} does not answer; to judge its files alone, directory is needed.")
+        module.fail_json(
+            msg=f"Redis at {parameters['address']}:{parameters['port']} does not answer ({answer}); to judge its files alone, directory is needed."
+        )
 
-    seen, about_files = examine(module, directory, folder, filename, online=bool(answer))
+    seen, about_files = examine(module, directory, folder, filename, in_use=bool(answer))
     findings += about_files
     found = aof.worst(findings)
-    result = {"changed": False, "path": seen["path"], "online": bool(answer)}
-    if answer:
-        result["server"] = {"keys": info["keys"], **{key: value for key, value in info.items() if key.startswith("aof_")}}
+    result = {"changed": False, "path": seen["path"], "online": online}
+    if answer and not online:
+        result["refusal"] = answer
+    if online:
+        result["server"] = {
+            "keys": info["keys"],
+            **{key: value for key, value in info.items() if key.startswith("aof_")},
+        }
 
     if parameters["repair"] and found["verdict"] != "ok":
         if found["verdict"] != "truncated_tail":
-            module.fail_json(msg=f"Only an unfinished end is repaired, this is {found['verdict']}: {found['sentence']} {aof.ADVICE[found['verdict']]}", findings=findings)
+            module.fail_json(
+                msg=f"Only an unfinished end is repaired, this is {found['verdict']}: {found['sentence']} {aof.ADVICE[found['verdict']]}",
+                findings=findings,
+            )
         users = users_of(seen["path"])
-        if answer or users:
-            module.fail_json(msg=f"{seen['path']} is in use{' by process ' + ', '.join(map(str, users)) if users else ''}; stop Redis first. Nothing was changed.")
+        if online or users:
+            module.fail_json(
+                msg=f"{seen['path']} is in use{' by process ' + ', '.join(map(str, users)) if users else ''}; stop Redis first. Nothing was changed."
+            )
         cut = found
         result["changed"] = True
         result["diff"] = {
@@ -282,9 +312,11 @@ def main():
         }
         if not module.check_mode:
             result["kept"] = repaired(module, seen, cut)
-            seen, findings = examine(module, directory, folder, filename, online=False)
+            seen, findings = examine(module, directory, folder, filename, in_use=False)
             found = aof.worst(findings)
-    module.exit_json(**result, **found, advice=aof.ADVICE[found["verdict"]], summary=aof.summary(found), findings=findings)
+    module.exit_json(
+        **result, **found, advice=aof.ADVICE[found["verdict"]], summary=aof.summary(found), findings=findings
+    )
 
 
 if __name__ == "__main__":

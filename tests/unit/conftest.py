@@ -29,9 +29,19 @@ class RedisServer:
 
         assert shutil.which("redis-server"), "redis-server is needed by this test: apt-get install redis-server"
         self.directory.mkdir(exist_ok=True)
-        lines = [f"port {self.port}", "bind 127.0.0.1", f"dir {self.directory}", "appendonly yes", 'save ""', *self.settings, *settings]
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {self.directory}",
+            "appendonly yes",
+            'save ""',
+            *self.settings,
+            *settings,
+        ]
         with open(self.log, "w", encoding="utf-8") as log:
-            self.process = subprocess.Popen(["redis-server", "-"], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                ["redis-server", "-"], stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            )
         self.process.stdin.write("\n".join(lines).encode() + b"\n")
         self.process.stdin.close()
         return self.until(lambda: self.process.poll() is not None or self.answers()) and self.process.poll() is None
@@ -41,6 +51,8 @@ class RedisServer:
 
         try:
             return self.client().ping()
+        except redis.AuthenticationError:
+            return True
         except (redis.ConnectionError, redis.BusyLoadingError):
             return False
         except redis.ResponseError:  # a full disk: it answers

@@ -6,8 +6,10 @@
     start_guard.py check USER CONFIG...    before the start: ends with 1, and says why, when the start would lose data
     start_guard.py record USER CONFIG...   after the start: remembers which files the server runs on
 
-The CONFIG files are read in the order in which Redis reads them. Beside the last one lie ``data-seen.json``, what was seen at the
-latest start, and ``accept-loss-once``, made by an operator who wants the next start whatever is lost; it is removed after that start.
+The CONFIG files are read in the order in which Redis reads them. Beside the last one lie ``data-seen.json``, what was
+seen at the
+latest start, and ``accept-loss-once``, made by an operator who wants the next start whatever is lost; it is removed
+after that start.
 The work is done as USER, who runs Redis, so that what is readable here is readable there.
 """
 
@@ -24,7 +26,14 @@ import aof
 MOST_BYTES = 1 << 30
 #: Seconds for reading them through; systemd gives the whole start 90.
 MOST_SECONDS = 60
-DEFAULTS = {"appendonly": "no", "dir": ".", "appenddirname": "appendonlydir", "appendfilename": "appendonly.aof", "dbfilename": "dump.rdb", "aof-load-truncated": "yes"}
+DEFAULTS = {
+    "appendonly": "no",
+    "dir": ".",
+    "appenddirname": "appendonlydir",
+    "appendfilename": "appendonly.aof",
+    "dbfilename": "dump.rdb",
+    "aof-load-truncated": "yes",
+}
 
 
 def settings_of(texts):
@@ -58,7 +67,9 @@ def examine(seen, record):
     """The findings about the files, as far as there is time to look."""
     size = sum(seen["sizes"].values())
     if size > MOST_BYTES:
-        say(f"{size} bytes are too many to be read through before each start; manifest, names and sizes were looked at.")
+        say(
+            f"{size} bytes are too many to be read through before each start; manifest, names and sizes were looked at."
+        )
         return aof.judge_files(seen, record)
     try:
         return aof.examine(seen, record, timeout=MOST_SECONDS)
@@ -85,25 +96,30 @@ def check(settings, record_path, accept_path):
             say(f"{found['sentence']} Redis drops them.")
         return True
     if os.path.exists(accept_path):
-        say(f"{found['verdict']}: {found['sentence']} Started all the same, because {accept_path} says so; it holds for this start only.")
+        say(
+            f"{found['verdict']}: {found['sentence']} Started all the same, because {accept_path} says so; it holds for this start only."
+        )
         return True
     say(f"Redis is not started. {found['verdict']} in {seen['path']}: {found['sentence']}")
     say(f"What to do: {aof.ADVICE[found['verdict']]}")
-    say(f"If what is lost is to be lost: touch {accept_path}, then systemctl restart redis-server. It is believed once.")
+    say(
+        f"If what is lost is to be lost: touch {accept_path}, then systemctl restart redis-server. It is believed once."
+    )
     return False
 
 
 def remember(settings, record_path, accept_path):
     """Write down which files the server runs on, and that nothing is accepted any more."""
     record = aof.record_of(see(settings)) if settings["appendonly"] == "yes" else None
-    if record:
+    # Without a digest a rewrite has just replaced the base; what was remembered before is true of the next one too.
+    if record and record["digest"]:
         with open(f"{record_path}.new", "w", encoding="utf-8") as file:
             json.dump(record, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(f"{record_path}.new", record_path)
-    if os.path.exists(accept_path):
-        os.unlink(accept_path)
+        if os.path.exists(accept_path):
+            os.unlink(accept_path)
 
 
 def main(action, user, *configs):

@@ -1,4 +1,5 @@
-"""What a full memory does to the keys of the gateways' plugin, under each policy. The keys are made by the plugin's own scripts."""
+"""What a full memory does to the keys of the gateways' plugin, under each policy. The keys are made by the plugin's
+own scripts."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ class Plugin:
         self.client, self.turns = client, 0
 
     def begin(self, conv):
-        return self.client.eval(BEGIN, 3, f"oc:lock:{conv}", f"oc:session:{conv}", f"oc:conv:{conv}", "me", LEASE, WEEK, "", 1000)
+        return self.client.eval(
+            BEGIN, 3, f"oc:lock:{conv}", f"oc:session:{conv}", f"oc:conv:{conv}", "me", LEASE, WEEK, "", 1000
+        )
 
     def commit(self, conv, text, key=""):
         keys = [f"oc:conv:{conv}", f"oc:session:{conv}", f"oc:seen:{conv}", f"oc:lock:{conv}", f"oc:idem:{conv}:{key}"]
@@ -36,7 +39,24 @@ class Plugin:
         turn = json.dumps({"id": f"turn-{self.turns}", "at": 1, "messages": [text]})
         answer = json.dumps({"state": "done", "reply": text}) if key else ""
         return self.client.eval(
-            COMMIT, 5, *keys, turn, f"turn-{self.turns}", "me", seq, "", WEEK, 1, 1000, "web", conv, "node1-1", answer, 86400, "next", 1
+            COMMIT,
+            5,
+            *keys,
+            turn,
+            f"turn-{self.turns}",
+            "me",
+            seq,
+            "",
+            WEEK,
+            1,
+            1000,
+            "web",
+            conv,
+            "node1-1",
+            answer,
+            86400,
+            "next",
+            1,
         )
 
     def claim(self, name):
@@ -81,11 +101,15 @@ def fill(plugin, turns=3000):
 
 
 def names(client):
-    return {kind: {key for key in client.scan_iter(f"oc:{kind}:*", count=1000)} for kind in ("conv", "session", "seen", "lock", "idem", "dedupe")}
+    return {
+        kind: set(client.scan_iter(f"oc:{kind}:*", count=1000))
+        for kind in ("conv", "session", "seen", "lock", "idem", "dedupe")
+    }
 
 
 def test_every_key_of_the_plugin_carries_a_ttl(memory):
-    """So every policy that evicts may take any of them: locks, the numbers that fence (session), the journals (seen, idem, dedupe)."""
+    """So every policy that evicts may take any of them: locks, the numbers that fence (session), the journals (seen,
+    idem, dedupe)."""
     client, plugin = memory("noeviction")
     plugin.turn("u", key="k")
     plugin.begin("u")
@@ -106,7 +130,10 @@ def test_noeviction_refuses_and_keeps_everything(memory):
     assert 100 < stored < 3000
     kept = names(client)
     assert client.info("stats")["evicted_keys"] == 0
-    assert len(kept["conv"]) == len(kept["session"]) == len(kept["seen"]) == (stored + 1) // 2 and len(kept["idem"]) == stored
+    assert (
+        len(kept["conv"]) == len(kept["session"]) == len(kept["seen"]) == (stored + 1) // 2
+        and len(kept["idem"]) == stored
+    )
     assert "oc:lock:held" in kept["lock"] and "oc:dedupe:m" in kept["dedupe"]
     # A refused script has written nothing.
     before = client.hgetall("oc:session:u0"), client.lrange("oc:conv:u0", 0, -1)
@@ -160,7 +187,8 @@ def test_allkeys_policies_take_what_has_no_ttl_too(policy, memory):
 
 
 def test_a_number_that_was_evicted_starts_again(memory):
-    """Why the numbers must not be evicted: a turn that is long overtaken looks like the successor of what it has seen."""
+    """Why the numbers must not be evicted: a turn that is long overtaken looks like the successor of what it has
+    seen."""
     client, plugin = memory("volatile-lru")
     plugin.turn("u")
     plugin.turn("u")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import getpass
+import importlib.util
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import time
-import types
 
 import pytest
 
@@ -31,8 +31,18 @@ def guard(tmp_path):
         lines = ["appendonly yes", f'dir "{tmp_path / "data"}"', 'requirepass "a \'secret"', *settings]
         (etc / "settings.conf").write_text("\n".join(lines) + "\n")
         done = subprocess.run(
-            [sys.executable, "-B", home / "start_guard.py", action, getpass.getuser(), etc / "redis.conf", etc / "settings.conf"],
-            capture_output=True, text=True, check=False,
+            [
+                sys.executable,
+                "-B",
+                home / "start_guard.py",
+                action,
+                getpass.getuser(),
+                etc / "redis.conf",
+                etc / "settings.conf",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert "Traceback" not in done.stderr and "secret" not in done.stderr, done.stderr
         return done.returncode == 0, done.stderr
@@ -85,17 +95,30 @@ def middle(path, old, new):
     path.write_bytes(content[:half] + content[half:].replace(old, new, 1))
 
 
-# name: (damage, words of the refusal); with each of them Redis would lose data at this start or the next one, or would refuse it without saying what to do
+# name: (damage, words of the refusal); with each of them Redis would lose data at this start or the next one, or
+# would refuse it without saying what to do
 REFUSED = {
     "manifest missing": (lambda folder: (folder / MANIFEST).unlink(), "orphan_files"),
     "manifest empty": (lambda folder: (folder / MANIFEST).write_bytes(b""), "bad_manifest"),
-    "manifest without its incr": (lambda folder: (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().splitlines(True)[0]), "bad_manifest"),
-    "manifest without its base": (lambda folder: (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().splitlines(True)[1]), "bad_manifest"),
+    "manifest without its incr": (
+        lambda folder: (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().splitlines(True)[0]),
+        "bad_manifest",
+    ),
+    "manifest without its base": (
+        lambda folder: (folder / MANIFEST).write_bytes((folder / MANIFEST).read_bytes().splitlines(True)[1]),
+        "bad_manifest",
+    ),
     "base missing": (lambda folder: (folder / BASE).unlink(), "missing_file"),
     "base cut": (lambda folder: cut(folder / BASE), "corrupt"),
     "framing broken in the middle": (lambda folder: middle(folder / INCR, b"\r\n*3\r\n", b"\r\n?3\r\n"), "corrupt"),
-    "length broken in the middle": (lambda folder: middle(folder / INCR, b"\r\n$9\r\nvalue", b"\r\n$99999\r\nvalue"), "corrupt"),
-    "newer data beside the manifest": (lambda folder: shutil.copy(folder / INCR, folder / "appendonly.aof.3.incr.aof"), "orphan_files"),
+    "length broken in the middle": (
+        lambda folder: middle(folder / INCR, b"\r\n$9\r\nvalue", b"\r\n$99999\r\nvalue"),
+        "corrupt",
+    ),
+    "newer data beside the manifest": (
+        lambda folder: shutil.copy(folder / INCR, folder / "appendonly.aof.3.incr.aof"),
+        "orphan_files",
+    ),
 }
 
 
@@ -175,8 +198,18 @@ def test_as_another_user_it_says_what_cannot_be_read(guard, data, tmp_path):
     assert guard("check")[0]  # writes settings.conf
     (data / "appendonlydir" / BASE).chmod(0o600)
     done = subprocess.run(
-        ["/usr/bin/python3", "-B", tmp_path / "guard/start_guard.py", "check", "nobody", tmp_path / "etc/redis.conf", tmp_path / "etc/settings.conf"],
-        capture_output=True, text=True, check=False,
+        [
+            "/usr/bin/python3",
+            "-B",
+            tmp_path / "guard/start_guard.py",
+            "check",
+            "nobody",
+            tmp_path / "etc/redis.conf",
+            tmp_path / "etc/settings.conf",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1 and "unreadable" in done.stderr and BASE in done.stderr
 
@@ -185,8 +218,9 @@ def load(tmp_path):
     """The guard as a module, to call it with other bounds."""
     sys.path.insert(0, str(tmp_path / "guard"))
     try:
-        guard = types.ModuleType("start_guard")
-        exec(compile((tmp_path / "guard/start_guard.py").read_text(), "start_guard.py", "exec"), guard.__dict__)
+        spec = importlib.util.spec_from_file_location("start_guard", tmp_path / "guard/start_guard.py")
+        guard = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(guard)
         return guard
     finally:
         sys.path.pop(0)
@@ -222,7 +256,9 @@ def test_64_megabytes_take_little_time(guard, data):
 def test_the_unit_runs_it_before_each_start_with_the_files_of_redis():
     unit = (ROOT / "roles/redis/templates/unit.conf.j2").read_text()
     lines = dict(line.partition("=")[::2] for line in unit.splitlines() if line.startswith("Exec"))
-    files = [word for word in lines["ExecStart"].replace("{{ _redis_directory }}", "D").split() if word.endswith(".conf")]
+    files = [
+        word for word in lines["ExecStart"].replace("{{ _redis_directory }}", "D").split() if word.endswith(".conf")
+    ]
     assert files == ["D/redis.conf", "D/settings.conf"]
     for name, action in (("ExecStartPre", "check"), ("ExecStartPost", "record")):
         line = lines[name].replace("{{ _redis_directory }}", "D").replace("{{ _redis_guard }}", "G")

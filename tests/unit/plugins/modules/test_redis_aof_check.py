@@ -1,4 +1,5 @@
-"""redis_aof_check on files that a real redis-server has written, each broken in one way, and what the server makes of them."""
+"""redis_aof_check on files that a real redis-server has written, each broken in one way, and what the server makes of
+them."""
 
 import json
 import os
@@ -27,27 +28,77 @@ def middle_of(path, old, new):
     edit(path, lambda data: data[: len(data) // 2] + data[len(data) // 2 :].replace(old, new, 1))
 
 
-# name: what is done to the folder; verdict; file; whether redis-check-aof is content; keys that the server has after its start (None: it refuses)
+# name: what is done to the folder; verdict; file; whether redis-check-aof is content; keys that the server has after
+# its start (None: it refuses)
 CASES = {
     "good": (lambda folder: None, "ok", None, True, 200),
     "tail cut": (lambda folder: edit(folder / INCR, lambda data: data[:-5]), "truncated_tail", INCR, False, 199),
     "unfinished MULTI": (
-        lambda folder: edit(folder / INCR, lambda data: data + b"*1\r\n$5\r\nMULTI\r\n*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n"), "truncated_tail", INCR, False, 200,
+        lambda folder: edit(
+            folder / INCR, lambda data: data + b"*1\r\n$5\r\nMULTI\r\n*3\r\n$3\r\nSET\r\n$1\r\na\r\n$1\r\nb\r\n"
+        ),
+        "truncated_tail",
+        INCR,
+        False,
+        200,
     ),
-    "framing broken in the middle": (lambda folder: middle_of(folder / INCR, b"\r\n*3\r\n", b"\r\n?3\r\n"), "corrupt", INCR, False, REFUSES),
-    # The server takes the rest of the file for one unfinished value and drops it: silent loss, so this must not pass for a cut tail.
-    "length broken in the middle": (lambda folder: middle_of(folder / INCR, b"\r\n$9\r\nvalue", b"\r\n$99999\r\nvalue"), "corrupt", INCR, False, 150),
+    "framing broken in the middle": (
+        lambda folder: middle_of(folder / INCR, b"\r\n*3\r\n", b"\r\n?3\r\n"),
+        "corrupt",
+        INCR,
+        False,
+        REFUSES,
+    ),
+    # The server takes the rest of the file for one unfinished value and drops it: silent loss, so this must not pass
+    # for a cut tail.
+    "length broken in the middle": (
+        lambda folder: middle_of(folder / INCR, b"\r\n$9\r\nvalue", b"\r\n$99999\r\nvalue"),
+        "corrupt",
+        INCR,
+        False,
+        150,
+    ),
     "value byte changed": (lambda folder: middle_of(folder / INCR, b"\r\nvalue", b"\r\nvague"), "ok", None, True, 200),
     "base cut": (lambda folder: edit(folder / BASE, lambda data: data[:-20]), "corrupt", BASE, False, REFUSES),
-    "base value byte flipped": (lambda folder: middle_of(folder / BASE, b"value", b"vague"), "corrupt", BASE, False, REFUSES),
+    "base value byte flipped": (
+        lambda folder: middle_of(folder / BASE, b"value", b"vague"),
+        "corrupt",
+        BASE,
+        False,
+        REFUSES,
+    ),
     "incr missing": (lambda folder: (folder / INCR).unlink(), "missing_file", INCR, False, REFUSES),
     "base missing": (lambda folder: (folder / BASE).unlink(), "missing_file", BASE, False, REFUSES),
     "manifest missing": (lambda folder: (folder / MANIFEST).unlink(), "orphan_files", MANIFEST, False, 0),
     "manifest empty": (lambda folder: (folder / MANIFEST).write_bytes(b""), "bad_manifest", None, True, REFUSES),
-    "manifest garbage": (lambda folder: (folder / MANIFEST).write_bytes(b"\x00\x17garbage\n"), "bad_manifest", None, False, REFUSES),
-    "manifest line cut": (lambda folder: edit(folder / MANIFEST, lambda data: data[:-4]), "bad_manifest", None, False, REFUSES),
-    "manifest without its incr": (lambda folder: edit(folder / MANIFEST, lambda data: data.splitlines(True)[0]), "bad_manifest", None, True, 100),
-    "manifest without its base": (lambda folder: edit(folder / MANIFEST, lambda data: data.splitlines(True)[1]), "bad_manifest", None, True, 100),
+    "manifest garbage": (
+        lambda folder: (folder / MANIFEST).write_bytes(b"\x00\x17garbage\n"),
+        "bad_manifest",
+        None,
+        False,
+        REFUSES,
+    ),
+    "manifest line cut": (
+        lambda folder: edit(folder / MANIFEST, lambda data: data[:-4]),
+        "bad_manifest",
+        None,
+        False,
+        REFUSES,
+    ),
+    "manifest without its incr": (
+        lambda folder: edit(folder / MANIFEST, lambda data: data.splitlines(True)[0]),
+        "bad_manifest",
+        None,
+        True,
+        100,
+    ),
+    "manifest without its base": (
+        lambda folder: edit(folder / MANIFEST, lambda data: data.splitlines(True)[1]),
+        "bad_manifest",
+        None,
+        True,
+        100,
+    ),
     "folder gone": (shutil.rmtree, "missing_file", MANIFEST, False, 0),
 }
 
@@ -60,7 +111,9 @@ def data(tmp_path, aof_data):
 @pytest.fixture
 def check(run_module, data):
     def ask(check=False, **arguments):
-        return run_module(redis_aof_check, check=check, **{"directory": str(data), "record": str(data / "none"), **arguments})
+        return run_module(
+            redis_aof_check, check=check, **{"directory": str(data), "record": str(data / "none"), **arguments}
+        )
 
     return ask
 
@@ -94,7 +147,9 @@ def test_where_and_how_much(check, data):
     assert "(SET)" in found["sentence"] and found["summary"] == f"truncated_tail {INCR} ({found['bytes']} bytes)"
 
 
-def test_a_cut_that_is_not_at_the_end_heals_only_in_appearance(run_module, tmp_path, aof_data_two_increments, redis_server):
+def test_a_cut_that_is_not_at_the_end_heals_only_in_appearance(
+    run_module, tmp_path, aof_data_two_increments, redis_server
+):
     data = shutil.copytree(aof_data_two_increments, tmp_path / "data")
     edit(data / "appendonlydir" / LOST, lambda content: content[:-5])
 
@@ -195,7 +250,9 @@ def test_repair_works_on_a_copy_and_keeps_the_original(check, data, redis_server
     server.stop()
 
 
-@pytest.mark.parametrize("case", ["framing broken in the middle", "length broken in the middle", "base cut", "manifest missing"])
+@pytest.mark.parametrize(
+    "case", ["framing broken in the middle", "length broken in the middle", "base cut", "manifest missing"]
+)
 def test_repair_leaves_other_damage_alone(case, check, data):
     CASES[case][0](data / "appendonlydir")
     before = sorted((path.name, path.read_bytes()) for path in (data / "appendonlydir").iterdir())
@@ -221,8 +278,22 @@ def test_a_running_server_under_writes_and_rewrites_is_ok(check, redis_server, t
     server = redis_server(tmp_path / "live")
     assert server.start()
     load = subprocess.Popen(
-        ["redis-benchmark", "-p", str(server.port), "-t", "set,lpush", "-n", "100000000", "-d", "300", "-r", "2000", "-q"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        [
+            "redis-benchmark",
+            "-p",
+            str(server.port),
+            "-t",
+            "set,lpush",
+            "-n",
+            "100000000",
+            "-d",
+            "300",
+            "-r",
+            "2000",
+            "-q",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         server.until(lambda: server.client().dbsize() > 100)
@@ -247,5 +318,16 @@ def test_online_it_says_when_the_server_runs_elsewhere_or_writes_nothing(check, 
     assert "not in" in " ".join(one["sentence"] for one in elsewhere["findings"])
     server.stop()
     # No answer: the files alone, when it is known where they are.
-    assert (check(address="127.0.0.1", port=server.port)["verdict"], check(address="127.0.0.1", port=server.port)["online"]) == ("ok", False)
+    alone = check(address="127.0.0.1", port=server.port)
+    assert (alone["verdict"], alone["online"]) == ("ok", False) and "refused" in alone["refusal"]
     assert check(directory=None, address="127.0.0.1", port=server.port)["failed"]
+
+
+def test_a_wrong_password_is_said_and_the_files_are_judged(check, redis_server, tmp_path):
+    server = redis_server(tmp_path / "live", "requirepass right")
+    assert server.start()
+    found = check(
+        directory=str(tmp_path / "live"), address="127.0.0.1", port=server.port, redis_access={"password": "wrong"}
+    )
+    assert (found["verdict"], found["online"]) == ("ok", False) and "password pair" in found["refusal"]
+    server.stop()
