@@ -104,8 +104,7 @@ class Cluster:
 
     def _find_pause(self, node, renew):
         """A server that answers otherwise lets a publish wait during a pause, as it does with all that could change data."""
-        client = redis_client.connect(node, self._access["redis"], self._timeout)
-        connection = client.connection_pool.get_connection("PUBLISH")
+        connection = redis_client.connect(node, self._access["redis"], self._timeout).connection_pool.make_connection()
         try:
             connection.send_command("PUBLISH", "openclaw.ha:probe", "")
             if connection.can_read(timeout=0.5):

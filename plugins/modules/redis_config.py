@@ -119,17 +119,16 @@ def main():
         module.fail_json(msg=f"{label} does not answer as it should: {error} (waited up to {parameters['wait']:.0f} s).")
 
     name = parameters["sentinel"]
+    restart = []
     if name:
         found = redis_client.sentinel_settings(client, name)
     else:
         found = client.config_get(*wanted)
+        differing = {key: found[key] for key in differences(parameters["settings"], found) if key in found}
+        restart = sorted(redis_client.pinned_settings(client, differing))
+        for key in restart:
+            wanted.pop(key)
     changes = differences(wanted, found)
-    restart = set()
-    if not name:
-        restart = redis_client.pinned_settings(
-            client, {key: found[key] for key in changes if key in found and key not in parameters["secret_settings"]}
-        )
-        changes = {key: values for key, values in changes.items() if key not in restart}
     if not module.check_mode:
         for setting, (_before, value) in changes.items():
             try:
@@ -143,7 +142,7 @@ def main():
     def shown(position):
         return {key: "(secret)" if key in parameters["secret_settings"] else values[position] for key, values in sorted(changes.items())}
 
-    module.exit_json(changed=bool(changes), settings=sorted(changes), restart=sorted(restart), diff={"before": shown(0), "after": shown(1)})
+    module.exit_json(changed=bool(changes), settings=sorted(changes), diff={"before": shown(0), "after": shown(1)}, restart=restart)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ REDIS = {
     "primary": "192.0.2.11:6379",
     "problems": [],
     "redis": [
-        {"host": "node1", "address": "192.0.2.11", "port": 6379, "role": "master", "connected": 1, "offset": 42},
-        {"host": "node2", "address": "192.0.2.12", "port": 6379, "role": "slave", "link": True, "offset": 40, "lag": 1},
+        {"host": "node1", "address": "192.0.2.11", "port": 6379, "role": "master", "connected": 1, "offset": 42, "behind": 0},
+        {"host": "node2", "address": "192.0.2.12", "port": 6379, "role": "slave", "link": True, "offset": 40, "behind": 2, "lag": 1},
     ],
     "sentinels": [{"host": "node1", "address": "192.0.2.11", "port": 26379, "primary": "192.0.2.11:6379", "quorum_ok": True}],
 }
@@ -59,8 +59,8 @@ def test_all_is_well(answers):
     assert found["ok"] and found["problems"] == []
     lines = status.table(found)
     assert lines[-1] == "Nothing is wrong."
-    assert any(line.split() == ["node1", "192.0.2.11:6379", "primary", "1", "replicas", "42", "-"] for line in lines)
-    assert any(line.split() == ["node2", "192.0.2.12:6379", "replica", "up", "40", "1", "s"] for line in lines)
+    assert any(line.split() == ["node1", "192.0.2.11:6379", "primary", "1", "replicas", "-", "-", "-"] for line in lines)
+    assert any(line.split() == "node2  192.0.2.12:6379  replica  up          2 bytes  1 s ago  -".split() for line in lines)
 
 
 def test_a_stopped_unit_is_named(answers):
@@ -96,3 +96,18 @@ def test_what_does_not_answer_stands_in_the_table_too(answers):
     lines = status.table(status.status(TOPOLOGY, answers))
     assert sum("no answer" in line for line in lines) == 2
     assert lines[-1] == "Redis on node1 does not answer."
+
+
+def test_the_verdict_on_the_append_only_file_stands_beside_its_server(answers):
+    answers["node1"]["aof"] = {"verdict": "ok", "summary": "ok"}
+    answers["node2"]["aof"] = {"verdict": "corrupt", "summary": "corrupt base.rdb", "sentence": "base.rdb is damaged."}
+    found = status.status(TOPOLOGY, answers)
+    assert [row["aof"] for row in found["redis"]] == ["ok", "corrupt base.rdb"]
+    assert found["problems"] == ["node2: append-only file: base.rdb is damaged."]
+    assert any(line.endswith("corrupt base.rdb") for line in status.table(found))
+
+
+def test_what_a_sentinel_is_at_stands_in_the_table(answers):
+    for answer in answers.values():
+        answer["redis"] = {**REDIS, "sentinels": [{**REDIS["sentinels"][0], "quorum": 2, "tilt": True, "failover": True}]}
+    assert any(line.endswith("ok (2)  tilt, failover in progress") for line in status.table(status.status(TOPOLOGY, answers)))
