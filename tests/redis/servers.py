@@ -1,7 +1,7 @@
 # Copyright: the openclaw.ha contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The servers under test: how to find and enter them, and how to act on their hosts. The only place that knows passwords."""
+"""The servers under test: how to find and enter them, and how to act on their hosts. The only place that knows how to get in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import sys
 
 import redis
 
-from lab.cluster import LAB, ROOT
+from lab.cluster import ROOT
 from lab.cluster import Cluster as LabCluster
 from lab.demo import topology as build_topology
 from lab.shell import wait_for
@@ -150,15 +150,13 @@ def of_lab(name):
     """The servers that the roles set up in a lab cluster."""
     lab = LabCluster(name)
     topology = build_topology(lab)
-    secret = {path.name: path.read_text().strip() for path in (LAB / name / "secrets").iterdir()}
-    access, sentinel_access = {"password": secret["redis_password"]}, {"password": secret["sentinel_password"]}
     return Servers(
         name="openclaw.ha",
         nodes=tuple(topology["redis"]),
         sentinels=tuple(topology["sentinels"]),
         monitor=topology["monitor"]["name"],
-        access={"app": access, "admin": access},
-        sentinel_access={"client": sentinel_access, "admin": sentinel_access},
+        access={user: lab.access("redis", user) for user in ("app", "admin")},
+        sentinel_access={user: lab.access("sentinel", user) for user in ("client", "admin")},
         containers={host: lab.container(host) for host in lab.hosts},
         cluster=name,
     )
