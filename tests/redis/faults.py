@@ -137,25 +137,28 @@ def _primary(servers):
 @dataclasses.dataclass(frozen=True)
 class Fault:
     """``run``: the context manager; ``pinned``: with one more client that stays with the old primary, whatever it says;
-    ``hold``: seconds that the fault lasts at least, else until writes are acknowledged again."""
+    ``hold``: seconds that the fault lasts at least, else until writes are acknowledged again; ``returns``: the old primary
+    comes back by itself, maybe while another one is being elected. A replica may then confirm a write to the old primary that
+    the elected one has not seen, so there only a write that every replica confirmed is one that counts."""
 
     run: object
     title: str
     pinned: bool = False
     hold: float = 0
+    returns: bool = False
 
 
 #: Name -> Fault.
 FAULTS = {
     "none": Fault(nothing, "none"),
     "killed": Fault(primary_killed, "primary killed (kill -9), stays away"),
-    "restarted": Fault(primary_restarted, "primary killed (kill -9), systemd starts it again"),
+    "restarted": Fault(primary_restarted, "primary killed (kill -9), systemd starts it again", returns=True),
     "frozen": Fault(primary_frozen, "primary frozen beyond down-after, then released", pinned=True),
     "partitioned": Fault(primary_partitioned, "primary cut off with a client on its side, then healed", pinned=True, hold=8),
     "one-sentinel-gone": Fault(primary_killed_without_a_sentinel, "primary and one Sentinel gone"),
     "switched": Fault(switched, "planned switch under load", pinned=True),
-    "powered-off": Fault(functools.partial(hosts_gone, signal="SIGRTMIN+3"), "all hosts powered off and started"),
-    "hosts-killed": Fault(functools.partial(hosts_gone, signal="KILL"), "all hosts killed at once and started"),
+    "powered-off": Fault(functools.partial(hosts_gone, signal="SIGRTMIN+3"), "all hosts powered off and started", returns=True),
+    "hosts-killed": Fault(functools.partial(hosts_gone, signal="KILL"), "all hosts killed at once and started", returns=True),
 }
 #: These act on whole hosts, so on every set that lives there.
 ALL_HOSTS = ("powered-off", "hosts-killed")

@@ -33,9 +33,14 @@ class Played:
         return lines
 
 
-def run(cluster, name, *options, variables=None, check=True, seconds=300):
-    """Run ``playbooks/<name>.yml`` on a lab cluster. :raises RuntimeError: when it fails and ``check`` is set"""
-    command = [ROOT / ".venv/bin/ansible-playbook", *LabCluster(cluster).inventories, ROOT / f"playbooks/{name}.yml", *options]
+def run(cluster, name, *options, **more):
+    """Run ``playbooks/<name>.yml``; see :func:`run_file`."""
+    return run_file(cluster, ROOT / f"playbooks/{name}.yml", *options, **more)
+
+
+def run_file(cluster, path, *options, variables=None, check=True, seconds=400):
+    """Run a playbook on a lab cluster. :raises RuntimeError: when it fails and ``check`` is set"""
+    command = [ROOT / ".venv/bin/ansible-playbook", *LabCluster(cluster).inventories, path, *options]
     if variables:
         command += ["--extra-vars", json.dumps(variables)]
     environment = os.environ | {
@@ -49,6 +54,6 @@ def run(cluster, name, *options, variables=None, check=True, seconds=300):
     )
     output = done.stdout + done.stderr
     if check and done.returncode:
-        raise RuntimeError(f"{name}.yml ended with {done.returncode}:\n{output[-3000:]}")
+        raise RuntimeError(f"{path.name} ended with {done.returncode}:\n{output[-3000:]}")
     recap = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.M)
     return Played(done.returncode, {host: int(count) for host, count in recap}, output)

@@ -120,6 +120,7 @@ def compare(cluster, names, directory, options=LoadOptions(), alone=False):
         except (RuntimeError, redis.RedisError) as error:  # it need not survive
             return {"error": str(error)}
 
+    everyone = len(ours.nodes) - 1
     found = {}
     try:
         with ThreadPoolExecutor(max(1, len(sets))) as pool:
@@ -133,7 +134,7 @@ def compare(cluster, names, directory, options=LoadOptions(), alone=False):
                     concurrent.futures.wait(others.values())
                     action, suffered = _shared(FAULTS[name], ours)
                     others[name] = pool.submit(beside, name, suffered)
-                found[name] = {"ours": run(name, ours, action, options.wait), "plain": None}
+                found[name] = {"ours": run(name, ours, action, everyone if FAULTS[name].returns else options.wait), "plain": None}
             for name, other in others.items():
                 found[name]["plain"] = other.result()
     finally:
@@ -144,26 +145,25 @@ def compare(cluster, names, directory, options=LoadOptions(), alone=False):
     return result
 
 
-COLUMNS = ("fault", "acknowledged", "lost", "refused", "unknown (stored)", "write gap")
+COLUMNS = ("fault", "WAIT", "acknowledged", "lost", "refused", "unknown (stored)", "write gap")
 
 
 def table(result):
     """A comparison as Markdown."""
-    title = f"Redis {result['version']}, WAIT {result['options']['wait']}"
-    heading = [f"{title}: {COLUMNS[0]}", *COLUMNS[1:], *(f"plain: {column}" for column in (*COLUMNS[1:3], COLUMNS[5]))]
+    heading = [f"Redis {result['version']}: {COLUMNS[0]}", *COLUMNS[1:], *(f"plain: {COLUMNS[index]}" for index in (2, 3, 6))]
     lines = [f"| {' | '.join(heading)} |", f"|{'---|' * len(heading)}"]
     for name, pair in result["faults"].items():
         ours, other = _cells(pair["ours"]), _cells(pair["plain"])
-        lines.append(f"| {' | '.join([FAULTS[name].title, *ours, *other[:2], other[4]])} |")
+        lines.append(f"| {' | '.join([FAULTS[name].title, *ours, *other[1:3], other[5]])} |")
     return "\n".join(lines)
 
 
 def _cells(found):
     """The columns after the fault's name."""
     if not found or "error" in found:
-        return ["-"] * 4 + [found["error"] if found else "-"]
+        return ["-"] * 5 + [found["error"] if found else "-"]
     broken = ", ".join(f"{len(tokens)} {kind}" for kind, tokens in found["violations"].items() if tokens and kind != "lost")
     lost = str(len(found["violations"]["lost"])) + (f", {broken}" if broken else "")
     unknown = f"{found['unknown']} ({found['unknown_stored']})"
     gap = f"{found['gap']:.1f} s (down-after {found['down_after']:g} s)"
-    return [str(found["acknowledged"]), lost, str(found["refused"]), unknown, gap]
+    return [str(found["options"]["wait"]), str(found["acknowledged"]), lost, str(found["refused"]), unknown, gap]
