@@ -120,7 +120,7 @@ def switched(servers):
     """A planned switch: the collection's playbook, or ``SENTINEL FAILOVER`` where there is none."""
     before = servers.primary()
     if servers.cluster:
-        playbook.run(servers.cluster, "redis_switch")
+        playbook.switch(servers)
     else:
         servers.sentinel(servers.sentinels[0]).execute_command("SENTINEL", "FAILOVER", servers.monitor)
     wait_for("another primary", lambda: _primary(servers) not in (None, before))

@@ -13,6 +13,7 @@ import subprocess
 
 from lab.cluster import ROOT
 from lab.cluster import Cluster as LabCluster
+from lab.shell import wait_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,3 +58,17 @@ def run_file(cluster, path, *options, variables=None, check=True, seconds=400):
         raise RuntimeError(f"{path.name} ended with {done.returncode}:\n{output[-3000:]}")
     recap = re.findall(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)", done.stdout, re.M)
     return Played(done.returncode, {host: int(count) for host, count in recap}, output)
+
+
+def switch(servers, to=None, seconds=120):
+    """Run the planned switch, again while it refuses because something has not been seen yet by all. Leaves all well."""
+    variables = {"redis_switch_to": to["host"]} if to else None
+
+    def done():
+        played = run(servers.cluster, "redis_switch", variables=variables, check=False)
+        if played.code and "Nothing was changed" not in played.output:
+            raise RuntimeError(played.output[-3000:])
+        return played.code == 0
+
+    wait_for("the planned switch", done, seconds)
+    servers.settle()

@@ -17,8 +17,7 @@ SETTINGS = "/etc/redis/openclaw/settings.conf"
 def elected(servers):
     """The primary, which is not the inventory's first host, holding some data."""
     if servers.primary() == servers.nodes[0]:
-        playbook.run(servers.cluster, "redis_switch")
-        servers.settle()
+        playbook.switch(servers)
     primary = servers.primary()
     assert primary != servers.nodes[0]
     servers.client(primary, "app").set(KEY, "still here")

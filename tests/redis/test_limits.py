@@ -86,7 +86,8 @@ def small_disk(servers, node):
 def test_a_full_disk_of_the_primary_loses_nothing(servers, evidence):
     """Writes are refused in plain words, the Sentinels elect another primary, and with space again all is well by itself."""
     seen = {}
-    node = servers.primary()
+    # A replica moves, as stopping the primary would have another one elected; then it becomes the primary.
+    node = next(one for one in servers.nodes if one != servers.primary())
 
     @contextlib.contextmanager
     def full():
@@ -103,9 +104,7 @@ def test_a_full_disk_of_the_primary_loses_nothing(servers, evidence):
         servers.execute(node["host"], "rm", FILLER)
 
     with small_disk(servers, node):
-        if servers.primary() != node:
-            playbook.run(servers.cluster, "redis_switch", variables={"redis_switch_to": node["host"]})
-            servers.settle()
+        playbook.switch(servers, to=node)
         found = under_load(servers, full(), LoadOptions(clients=2, seconds=200), evidence, "disk full")
         recovered = verdict(servers, node)
     assert "No space left on device" in seen["refusal"]
@@ -146,10 +145,10 @@ def test_nobody_gets_in_without_the_right_credential(servers, kind):
     access = servers.access["app"] if redis_like else servers.sentinel_access["client"]
     other = (servers.sentinel_access if redis_like else servers.access)["admin"]
     wrong = {
-        "no password": ({"username": None, "password": None}, "NOAUTH|Authentication required"),
-        "a wrong one": ({"password": "wrong"}, "WRONGPASS|invalid username-password"),
-        "the other servers' one": ({"password": other["password"]}, "WRONGPASS|invalid username-password"),
-        "another user's one": ({"username": "admin"}, "WRONGPASS|invalid username-password"),
+        "no password": ({"username": None, "password": None}, "AuthenticationError|NOAUTH"),
+        "a wrong one": ({"password": "wrong"}, "AuthenticationError: .*invalid username-password|WRONGPASS"),
+        "the other servers' one": ({"password": other["password"]}, "AuthenticationError: .*invalid username-password|WRONGPASS"),
+        "another user's one": ({"username": "admin"}, "AuthenticationError: .*invalid username-password|WRONGPASS"),
     }
     if access.get("tls_ca"):
         wrong["no certificate"] = ({"tls_cert": None, "tls_key": None}, "certificate required|Connection reset|closed|EOF|alert")
@@ -159,7 +158,7 @@ def test_nobody_gets_in_without_the_right_credential(servers, kind):
         for what, (change, expected) in wrong.items():
             with pytest.raises(redis.RedisError) as refused:
                 redis_client.connect(node, {**access, **change}, 2).ping()
-            assert re.search(expected, str(refused.value)), f"{node['host']}, {what}: {refused.value!r}"
+            assert re.search(expected, f"{type(refused.value).__name__}: {refused.value}"), f"{node['host']}, {what}: {refused.value!r}"
 
 
 def test_the_gateways_user_cannot_administrate(servers):
