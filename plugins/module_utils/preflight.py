@@ -259,6 +259,19 @@ def _memory(cluster):
     yield from cluster.judge("gateway_memory_max", [host for host in replicas if total(host)], check_gateway)
 
 
+def _redis_releases(cluster):
+    """Redis 8 (Debian 13) replicates from Redis 7 (Debian 12), but not the other way: such a replica drops its data and stays empty."""
+    facts = {host: cluster.facts[host] for host in cluster.members("openclaw_redis") if cluster.facts.get(host)}
+    releases = {host: one["distribution_major_version"] for host, one in facts.items()}
+    # Others have a sentence of their own.
+    releases = {host: release for host, release in releases.items() if release in DISTRIBUTIONS["debian"]}
+    if len(set(releases.values())) > 1:
+        found = ", ".join(f"{release} on {host}" for host, release in releases.items())
+        allowed = "one release of Debian for all Redis hosts, as an older Redis cannot follow a newer primary"
+        remedy = "upgrade the replicas one by one, with --limit, then switch, then the old primary"
+        yield _say("openclaw_redis", f"Debian {found}", allowed, remedy)
+
+
 def _node(cluster):
     newer = f"{_dotted(NODE_MINIMUM)} or newer"
 
@@ -445,6 +458,7 @@ CHECKS = (
     _ports,
     _sentinels,
     _hosts,
+    _redis_releases,
     _memory,
     _node,
     _release,

@@ -305,6 +305,17 @@ def test_debian_13(case):
     assert case.know(distribution_major_version="13").problems() == []
 
 
+def test_redis_of_two_releases(case):
+    case.know("node3", distribution_major_version="13")
+    refused(case, "openclaw_redis: found Debian 12 on node1, 12 on node2, 13 on node3; allowed one release ", "--limit")
+
+
+def test_redis_of_two_releases_in_a_run_that_is_limited_to_one(case):
+    case.know("node3", distribution_major_version="13")
+    del case.facts["node1"], case.facts["node2"]
+    assert case.problems() == []
+
+
 def test_a_host_that_did_not_answer(case):
     case.facts["node2"] = None
     refused(case, "node2: found no answer; allowed hosts that can be examined first; ", "--limit 'all:!node2'")
