@@ -72,6 +72,7 @@ class Cluster:
         home.mkdir()
         config = home / "server.conf"
         config.write_text("\n".join([f"port {port}", "bind 127.0.0.1", f"dir {home}", *lines]) + "\n")
+        config.with_name("settings.conf").write_text("")
         self.configs[host] = (program, config)
         self.run(host)
         return {"host": host, "address": "127.0.0.1", "port": port}
@@ -79,7 +80,9 @@ class Cluster:
     def run(self, host):
         program, config = self.configs[host]
         log = open(config.parent / "log", "a", encoding="utf-8")
-        self.processes[host] = subprocess.Popen([program, str(config)], stdout=log, stderr=subprocess.STDOUT)
+        # As the role starts it: what is included last is not rewritten by Redis.
+        included = ["--include", str(config.with_name("settings.conf"))] if program == "redis-server" else []
+        self.processes[host] = subprocess.Popen([program, str(config), *included], stdout=log, stderr=subprocess.STDOUT)
 
     def signal(self, host, number):
         self.processes[host].send_signal(number)
