@@ -8,7 +8,6 @@ import textwrap
 
 import pytest
 import redis
-from redis_servers import NAME, Cluster, Writer, wait_for
 
 from ansible_collections.openclaw.ha.plugins.module_utils.redis_cluster import PAUSE
 from ansible_collections.openclaw.ha.plugins.module_utils.redis_switch import RAISED
@@ -231,6 +230,7 @@ def test_an_unknown_host_is_refused(switch):
 def test_replicas_that_cannot_catch_up_end_the_pause(switch, settled, cluster, monkeypatch):
     """What is written after the gates were passed, and before the pause, must arrive; a replica that stops for that time does not get it."""
     from ansible_collections.openclaw.ha.plugins.module_utils import redis_cluster
+from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import NAME, Cluster, Writer, wait_for
 
     primary = settled()
     slow = next(node["host"] for node in cluster.redis if node["host"] != primary)

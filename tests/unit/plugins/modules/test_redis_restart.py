@@ -1,12 +1,16 @@
 """redis_restart with real servers; only systemd is played, by a class that starts the processes."""
 
+import pathlib
 import time
 
+import jinja2
 import pytest
 import redis
-from redis_servers import Cluster, Writer, wait_for
 
 from ansible_collections.openclaw.ha.plugins.modules import redis_config, redis_restart, sentinel_info
+from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import Cluster, Writer, wait_for
+
+ROOT = pathlib.Path(redis_restart.__file__).resolve().parents[2]
 
 
 class Systemd:
@@ -167,6 +171,27 @@ def test_a_single_redis_is_restarted_at_once(restart, single):
     assert not done["failed"], done
     assert done["role"] == "single" and "nobody can stand in for" in done["msg"]
     assert restart(single, "node1", settings={"databases": 8})["changed"] is False
+
+
+@pytest.mark.parametrize("save", ["900 1 300 10", ""])
+def test_settings_made_live_survive_a_restart(restart, run_module, single, save):
+    """With the role's own template, and after Redis has rewritten its file, which it does at every failover."""
+    wanted = {"maxmemory": "300mb", "save": save, "maxmemory-policy": "allkeys-lru", "bind": "127.0.0.1", "databases": "8"}
+    node = single.redis[0]
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["combine"] = lambda one, other: {**one, **other}
+    template = environment.from_string((ROOT / "roles/redis/templates/settings.conf.j2").read_text())
+
+    def make_live():
+        return run_module(redis_config, address=node["address"], port=node["port"], settings=wanted)
+
+    single.configs["node1"][1].with_name("settings.conf").write_text(template.render(_redis_settings=wanted, _redis_secret_settings={}))
+    assert make_live()["changed"]
+    single.client(node).config_rewrite()
+    done = restart(single, "node1", because=["It shall."])
+    assert not done["failed"], done
+    again = make_live()
+    assert again["changed"] is False, again["settings"]
 
 
 def test_what_needs_a_restart_is_left_to_it(run_module, single):
