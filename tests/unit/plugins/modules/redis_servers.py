@@ -13,17 +13,17 @@ NAME = "openclaw"
 SETTINGS = ("repl-diskless-sync-delay 0", "repl-ping-replica-period 1", "appendonly yes", "enable-debug-command yes")
 
 
-def free_port(start=26000, end=27000):
-    """A port of the given range that nobody listens on; each call gives another one."""
-    for port in range(free_port.next, end):
+#: Each port is given once, so that two clusters of one run never meet.
+PORTS = iter(range(26000, 27000))
+
+
+def free_port():
+    """The next port that nobody listens on."""
+    for port in PORTS:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
-                free_port.next = port + 1
                 return port
-    raise AssertionError(f"no free port between {start} and {end}")
-
-
-free_port.next = 26000
+    raise AssertionError("no free port is left")
 
 
 def wait_for(what, probe, seconds=30):

@@ -1,5 +1,6 @@
 """redis_failover against one primary, two replicas and three Sentinels, all real, with a client that writes all the time."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,9 +10,11 @@ import textwrap
 import pytest
 import redis
 
+from ansible_collections.openclaw.ha.plugins.module_utils import redis_cluster
 from ansible_collections.openclaw.ha.plugins.module_utils.redis_cluster import PAUSE
 from ansible_collections.openclaw.ha.plugins.module_utils.redis_switch import RAISED
 from ansible_collections.openclaw.ha.plugins.modules import redis_failover, sentinel_info
+from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import NAME, Cluster, Writer, wait_for
 
 #: Runs the module's own code, and is ended by SIGKILL after the step that it is told.
 KILLED = textwrap.dedent(
@@ -63,8 +66,6 @@ def settled(run_module, cluster):
 
 
 def kill_after(cluster, step, to):
-    import json
-
     arguments = {**cluster.arguments, "redis_access": {}, "sentinel_access": {}, "to": to}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, json.dumps(arguments), step, json.dumps([path for path in sys.path if path])],
@@ -229,9 +230,6 @@ def test_an_unknown_host_is_refused(switch):
 
 def test_replicas_that_cannot_catch_up_end_the_pause(switch, settled, cluster, monkeypatch):
     """What is written after the gates were passed, and before the pause, must arrive; a replica that stops for that time does not get it."""
-    from ansible_collections.openclaw.ha.plugins.module_utils import redis_cluster
-from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import NAME, Cluster, Writer, wait_for
-
     primary = settled()
     slow = next(node["host"] for node in cluster.redis if node["host"] != primary)
     pause = redis_cluster.Cluster.pause
