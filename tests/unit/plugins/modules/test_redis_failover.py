@@ -241,9 +241,27 @@ def test_replicas_that_cannot_catch_up_end_the_pause(switch, settled, cluster, m
 
     monkeypatch.setattr(redis_cluster.Cluster, "pause", pause_with_a_slow_replica)
     try:
-        done = switch(wait=0)
+        done = switch(wait=20)
     finally:
         cluster.signal(slow, signal.SIGCONT)
     assert done["failed"] and [step["step"] for step in done["steps"]] == ["pause", "unpause"], done
     cluster.client(cluster.node(primary)).set("written", "again")  # waits, when writes are paused
+    assert settled() == primary
+
+
+def test_a_step_that_the_server_refuses_is_told_and_undone(switch, settled, cluster):
+    """The user may do everything but pause, then everything but restore."""
+    primary = settled()
+    for node in cluster.redis:
+        cluster.client(node).execute_command("ACL", "SETUSER", "limited", "on", ">limited", "~*", "&*", "+@all", "-client|pause")
+    access = {"username": "limited", "password": "limited"}
+    done = switch(redis_access=access)
+    assert done["failed"] and f"Step pause on {primary}" in done["msg"] and "permissions" in done["msg"], done["msg"]
+    wanted = next(node for node in cluster.redis if node["host"] != primary)
+    kill_after(cluster, "prefer", f"{wanted['address']}:{wanted['port']}")
+    for node in cluster.redis:
+        cluster.client(node).execute_command("ACL", "SETUSER", "limited", "-config|set")
+    done = switch(to=primary, redis_access=access)
+    assert done["failed"] and "Step restore on" in done["msg"], done["msg"]
+    assert [step["step"] for step in switch(to=primary)["steps"]] == ["restore"]
     assert settled() == primary
