@@ -171,7 +171,6 @@ class Cluster:
         client = self.at(address)
         client.config_set("replica-priority", change(int(client.config_get("replica-priority")["replica-priority"])))
 
-
     def do(self, step, nodes):
         """One step of a plan that was made for ``nodes``."""
         if step.action == "failover":
