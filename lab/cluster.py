@@ -8,6 +8,8 @@ import secrets
 import socket
 import subprocess
 
+from plugins.module_utils.redis_access import passwords
+
 from . import image
 from .shell import LabError, run, say, wait_for
 
@@ -21,20 +23,26 @@ DOUBLES_OFFSET = 250
 
 
 class Cluster:
-    """One cluster of ``clusters.json``. Everything it owns carries its name, and the label ``openclaw-lab``."""
+    """One cluster of ``clusters.json``. Everything it owns carries its name, and the label ``openclaw-lab``.
+
+    A cluster with a ``group`` consists of that group's hosts alone, without gateways: neither their caches nor the
+    doubles are needed, and its runs are limited to the group.
+    """
 
     def __init__(self, name):
         clusters = json.loads((ROOT / "lab/clusters.json").read_text())
         if name not in clusters:
             raise LabError(f"there is no lab cluster {name!r}; lab/clusters.json knows {', '.join(clusters)}")
         self.name = name
+        self.suite = clusters[name].get("suite", "bookworm")
+        self.group = clusters[name].get("group")
         self.prefix = f"openclaw-lab-{name.replace('_', '-')}"
         self.sample = ROOT / clusters[name]["inventory"]
         self.network = ipaddress.ip_network(clusters[name]["subnet"])
         # The demo is what a person meets first, so its files lie at the top.
         self.directory = LAB if name == "demo" else LAB / name
         self.inventory = LAB / name / "inventory"
-        self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(self.sample))}
+        self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(self.sample, self.group))}
         self.doubles_address = str(self.network[DOUBLES_OFFSET])
         self.llm_url = f"http://{self.doubles_address}:{LLM_PORT}"
 
@@ -45,7 +53,8 @@ class Cluster:
     @property
     def inventories(self):
         """Arguments for ``ansible-playbook``: the sample as it is published, and the lab's addresses and secrets on top."""
-        return ["--inventory", str(self.sample), "--inventory", str(self.inventory)]
+        limit = ["--limit", f"{self.group},localhost"] if self.group else []
+        return ["--inventory", str(self.sample), "--inventory", str(self.inventory), *limit]
 
     def create(self):
         """Create what is missing of the cluster; does nothing when all of it runs."""
@@ -54,17 +63,19 @@ class Cluster:
             run("docker", "network", "create", "--label", LABEL, "--subnet", self.network, self.prefix)
         running = run("docker", "ps", "--filter", f"network={self.prefix}", "--format", "{{.Names}}").split()
         missing = [host for host in self.hosts if self.container(host) not in running]
-        name = image.ensure() if missing or f"{self.prefix}-doubles" not in running else None
+        doubles = not self.group and f"{self.prefix}-doubles" not in running
+        name = image.ensure(self.suite, caches=not self.group) if missing or doubles else None
         for host in missing:
             say(f"host {host}: {self.hosts[host]}")
             self._start_host(name, host)
-        if f"{self.prefix}-doubles" not in running:
+        if doubles:
             self._start_doubles(name)
         for host in missing:
             wait_for(f"sshd on {host}", lambda address=self.hosts[host]: _answers(address, 22), 30)
         if missing:
             self._write_known_hosts()
-        wait_for("the LLM double", lambda: _answers(self.doubles_address, LLM_PORT), 15)
+        if not self.group:
+            wait_for("the LLM double", lambda: _answers(self.doubles_address, LLM_PORT), 15)
 
     def destroy(self):
         """Remove the cluster's containers, its network and its files; nothing else."""
@@ -132,6 +143,37 @@ class Cluster:
             write_private(path, secrets.token_hex(24) + "\n")
         return path
 
+    def rotate(self, name):
+        """Replace a generated secret by a new one, as an operator would; site.yml then brings it to the hosts."""
+        write_private(self.secret(name), secrets.token_hex(24) + "\n")
+
+    @property
+    def authority(self):
+        """Directory of the cluster's certificate authority, made by the first run of site.yml."""
+        return LAB / self.name / "authority"
+
+    def client_certificate(self):
+        """Paths of the authority's certificate, a client certificate for this machine and its key: ``tls_ca``, ``tls_cert``, ``tls_key``.
+
+        Empty where Redis speaks no TLS.
+        """
+        names = {"tls_ca": "ca.pem", "tls_cert": "client.pem", "tls_key": "client.key"}
+        paths = {key: self.authority / name for key, name in names.items()}
+        if not paths["tls_ca"].exists():
+            return {}
+        if not paths["tls_cert"].exists():
+            run(
+                "openssl", "req", "-x509", "-CA", paths["tls_ca"], "-CAkey", self.authority / "ca.key", "-days", "30", "-noenc",
+                "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=lab", "-addext", "extendedKeyUsage=clientAuth",
+                "-keyout", paths["tls_key"], "-out", paths["tls_cert"],
+            )  # fmt: skip
+        return {key: str(path) for key, path in paths.items()}
+
+    def access(self, kind, user):
+        """What leads a user into the servers of a kind (``redis``, ``sentinel``) from this machine; see module_utils/redis_client.py."""
+        secret = self.secret(f"{kind}_password").read_text().strip()
+        return {"username": user, "password": passwords(secret, kind)[user], **self.client_certificate()}
+
     def _provider(self):
         """The lab's first provider: the LLM double, or a real endpoint that the environment names."""
         endpoint = os.environ.get("LLM_ENDPOINT")
@@ -154,6 +196,7 @@ class Cluster:
             "gateway_token": _lookup(self.secret("gateway_token")),
             "redis_password": _lookup(self.secret("redis_password")),
             "sentinel_password": _lookup(self.secret("sentinel_password")),
+            "certificate_authority": str(self.authority),
             "gateway_providers": [
                 {"type": "openai-compatible", "timeout": 10, "retries": 2, **self._provider()},
                 {"name": "ollama", "type": "ollama", "model": "tiny:latest", "timeout": 30, "retries": 1},
@@ -178,9 +221,10 @@ def _lookup(path):
     return "{{ lookup('openclaw.ha.secret_file', '" + str(path) + "') }}"
 
 
-def _hosts(inventory):
+def _hosts(inventory, only):
     listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", "--inventory", inventory, "--list", cwd=ROOT))
-    return sorted({host for group, members in listed.items() if group.startswith("openclaw_") for host in members.get("hosts", [])})
+    groups = [only] if only else [group for group in listed if group.startswith("openclaw_")]
+    return sorted({host for group in groups for host in listed[group].get("hosts", [])})
 
 
 def _answers(address, port):

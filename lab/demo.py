@@ -38,7 +38,8 @@ def playbook(cluster, name, *options, show=lambda line: None):
 
 def topology(cluster):
     """The cluster's topology, from the same function that the roles use."""
-    listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", *cluster.inventories, "--list", cwd=ROOT))
+    inventories = ("--inventory", cluster.sample, "--inventory", cluster.inventory)
+    listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", *inventories, "--list", cwd=ROOT))
     groups = {name: group.get("hosts", []) for name, group in listed.items() if name != "_meta"}
     return build(groups, listed["_meta"]["hostvars"])
 

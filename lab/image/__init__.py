@@ -21,17 +21,22 @@ def ca_mount():
     return ["--volume", f"{CA_BUNDLE}:{CA_BUNDLE}:ro"] if CA_BUNDLE.exists() else []
 
 
-def ensure(suite="bookworm", again=False):
-    """Build the image of a Debian suite unless the same recipe was built before (or ``again``), and return its name."""
+def ensure(suite="bookworm", caches=True, again=False):
+    """Build the image of a Debian suite unless the same recipe was built before (or ``again``), and return its name.
+
+    :param caches: with the caches of npm and pip that a gateway's installation wants; without them it takes seconds
+    """
     recipe = hashlib.sha256()
-    for path in (HERE / "packages.json", HERE / "prepare.sh", HERE / "__init__.py", PLUGIN / "package-lock.json"):
+    parts = [HERE / "packages.json", HERE / "prepare.sh", HERE / "__init__.py"]
+    for path in parts + [PLUGIN / "package-lock.json"] * caches:
         recipe.update(path.read_bytes())
-    name = f"openclaw-lab:{suite}-{recipe.hexdigest()[:12]}"
+    name = f"openclaw-lab:{suite}-{'' if caches else 'redis-'}{recipe.hexdigest()[:12]}"
     if not again and run("docker", "image", "ls", "--quiet", name):
         return name
     base = _base(suite, again)
-    say(f"image {name}: filling the npm and pip caches (about a minute)")
-    container = f"openclaw-lab-build-{suite}"
+    say(f"image {name}" + (": filling the npm and pip caches (about a minute)" if caches else ""))
+    # Two scenarios may build at the same time.
+    container = f"openclaw-lab-build-{name.split(':')[1]}"
     run("docker", "rm", "--force", "--volumes", container, check=False)
     environment = {"NODE_EXTRA_CA_CERTS": CA_BUNDLE, "PIP_CERT": CA_BUNDLE} if CA_BUNDLE.exists() else {}
     try:
@@ -39,7 +44,7 @@ def ensure(suite="bookworm", again=False):
             "docker", "run", "--name", container, "--label", LABEL, *ca_mount(),
             *(part for key, value in environment.items() for part in ("--env", f"{key}={value}")),
             "--volume", f"{HERE}:/recipe:ro", "--volume", f"{PLUGIN}:/shared_state:ro",
-            base, "sh", "/recipe/prepare.sh", NODE_VERSION, *OPENCLAW_VERSIONS,
+            base, "sh", "/recipe/prepare.sh", *((NODE_VERSION, *OPENCLAW_VERSIONS) if caches else ()),
         )  # fmt: skip
         run("docker", "commit", "--change", 'CMD ["/sbin/init"]', "--change", f"LABEL {LABEL}=", container, name)
     finally:

