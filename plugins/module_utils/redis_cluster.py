@@ -21,6 +21,9 @@ CATCH_UP = 5
 #: Seconds between two looks that a Sentinel takes at what a server says of itself.
 INFO_PERIOD = 10
 
+#: Steps that may fail before a switch is given up where it stands.
+MOST_FAILURES = 5
+
 #: Options that name the cluster, for the modules that work on it.
 OPTIONS = {
     "redis": {"type": "list", "elements": "dict", "required": True},
@@ -145,7 +148,8 @@ class Cluster:
         transaction.execute_command("CLIENT", "KILL", "TYPE", "normal")
         transaction.execute_command("CLIENT", "UNPAUSE")
         replies = transaction.execute(raise_on_error=False)
-        self._pauses.pop(address, None)
+        if not isinstance(replies[0], Exception):
+            self._pauses.pop(address, None)
         errors = [str(reply) for reply in replies if isinstance(reply, Exception)]
         if errors:
             raise redis_client.redis.ResponseError("; ".join(errors))
@@ -166,7 +170,6 @@ class Cluster:
     def _set_priority(self, address, change):
         client = self.at(address)
         client.config_set("replica-priority", change(int(client.config_get("replica-priority")["replica-priority"])))
-
 
     def do(self, step, nodes):
         """One step of a plan that was made for ``nodes``."""
@@ -199,12 +202,14 @@ def switch(cluster, to=None, leave=None, patience=60, dry=False):
     report.lines = redis_switch.describe(nodes, sentinels)
     # A pause that was found may be that of a run which ordered the promotion before it was killed.
     sent = any(node["paused"] for node in nodes)
-    ending, limit = None, time.monotonic() + (0 if dry else patience)
+    ending, failures, limit = None, 0, time.monotonic() + (0 if dry else patience)
     while True:
         report.seen(nodes)
         step = redis_switch.plan(nodes, sentinels, leave, to, cluster.quorum, ending, sent)
         late = time.monotonic() >= limit
         if step.action == "done":
+            if failures:
+                raise Refused(report.sentence(f"{ending} All servers and Sentinels agree.", nodes), report.result(nodes))
             return report.result(nodes, to)
         if step.action == "refuse" and (ending or late or report.steps or _primaries(nodes) > 1):
             raise Refused(report.sentence(step.why, nodes), report.result(nodes))
@@ -229,7 +234,10 @@ def switch(cluster, to=None, leave=None, patience=60, dry=False):
             try:
                 cluster.do(step, nodes)
             except redis_client.redis.RedisError as error:
-                ending = f"Step {step.action} failed: {error}."
+                ending = f"Step {step.action} on {cluster.host(step.address)} failed: {error}."
+                failures += 1
+                if failures == MOST_FAILURES:
+                    raise Refused(report.sentence(ending, nodes), report.result(nodes)) from error
             if step.action == "prefer":
                 limit = time.monotonic() + 3 * INFO_PERIOD
             elif step.action == "pause":

@@ -67,8 +67,8 @@ redis:
   elements: dict
   returned: always
 sentinels:
-  description: What each Sentinel said - C(primary), C(replicas) it knows and C(known) with their flags, C(others) (Sentinels), C(quorum), C(quorum_ok), C(tilt),
-    C(failover) (whether one is in progress), C(flags), or C(error).
+  description: What each Sentinel said - C(primary), C(replicas) it knows and C(known) with their flags, C(others) (Sentinels), C(quorum), C(quorum_ok),
+    C(tilt), C(failover) (whether one is in progress), C(flags), or C(error).
   type: list
   elements: dict
   returned: always

@@ -224,6 +224,7 @@ class World:
         self.pause_left = 0  # looks until the pause ends by itself
         self.chosen = self.old = None
         self.lost = 0
+        self.lagging = 0  # looks for which node2 and node3 get nothing, although their links are up
         self.events = list(events)
 
     def masters(self):
@@ -247,6 +248,9 @@ class World:
         if self.promoting:
             self.promoting = None
             self._failover(False)
+
+    def on_lag(self):
+        self.lagging = 3
 
     def on_link(self):
         self.nodes[address(3)]["link"] = not self.nodes[address(3)]["link"]
@@ -286,7 +290,10 @@ class World:
                 one["offset"] += 10
                 if len(self.masters()) > 1 and where(one) == self.old:
                     self.lost += 10
+        self.lagging = max(0, self.lagging - 1)
         for one in self.nodes.values():
+            if self.lagging and where(one) in (address(2), address(3)):
+                continue
             if one["role"] == "slave" and one["link"] and self.nodes[one["primary"]]["role"] == "master":
                 one["offset"] = self.nodes[one["primary"]]["offset"]
 
@@ -367,7 +374,7 @@ def run(world, to, looks, killed_after=None):
     raise AssertionError(f"it does not end: {steps[-5:]}, {one}")
 
 
-EVENTS = st.lists(st.sampled_from(["time", "time", "slow", "abort", "link", "rewrite", "tilt"]), max_size=25)
+EVENTS = st.lists(st.sampled_from(["time", "time", "slow", "abort", "lag", "link", "rewrite", "tilt"]), max_size=25)
 WANTED = st.sampled_from([None, address(2), address(3)])
 
 

@@ -13,17 +13,17 @@ NAME = "openclaw"
 SETTINGS = ("repl-diskless-sync-delay 0", "repl-ping-replica-period 1", "appendonly yes", "enable-debug-command yes")
 
 
-def free_port(start=26000, end=27000):
-    """A port of the given range that nobody listens on; each call gives another one."""
-    for port in range(free_port.next, end):
+#: Each port is given once, so that two clusters of one run never meet.
+PORTS = iter(range(26000, 27000))
+
+
+def free_port():
+    """The next port that nobody listens on."""
+    for port in PORTS:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
-                free_port.next = port + 1
                 return port
-    raise AssertionError(f"no free port between {start} and {end}")
-
-
-free_port.next = 26000
+    raise AssertionError("no free port is left")
 
 
 def wait_for(what, probe, seconds=30):
@@ -72,6 +72,7 @@ class Cluster:
         home.mkdir()
         config = home / "server.conf"
         config.write_text("\n".join([f"port {port}", "bind 127.0.0.1", f"dir {home}", *lines]) + "\n")
+        config.with_name("settings.conf").write_text("")
         self.configs[host] = (program, config)
         self.run(host)
         return {"host": host, "address": "127.0.0.1", "port": port}
@@ -79,7 +80,9 @@ class Cluster:
     def run(self, host):
         program, config = self.configs[host]
         log = open(config.parent / "log", "a", encoding="utf-8")
-        self.processes[host] = subprocess.Popen([program, str(config)], stdout=log, stderr=subprocess.STDOUT)
+        # As the role starts it: what is included last is not rewritten by Redis.
+        included = ["--include", str(config.with_name("settings.conf"))] if program == "redis-server" else []
+        self.processes[host] = subprocess.Popen([program, str(config), *included], stdout=log, stderr=subprocess.STDOUT)
 
     def signal(self, host, number):
         self.processes[host].send_signal(number)

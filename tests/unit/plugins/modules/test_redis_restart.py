@@ -1,11 +1,16 @@
 """redis_restart with real servers; only systemd is played, by a class that starts the processes."""
 
+import pathlib
 import time
 
+import jinja2
 import pytest
-from redis_servers import Cluster, Writer, wait_for
+import redis
 
 from ansible_collections.openclaw.ha.plugins.modules import redis_config, redis_restart, sentinel_info
+from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import Cluster, Writer, wait_for
+
+ROOT = pathlib.Path(redis_restart.__file__).resolve().parents[2]
 
 
 class Systemd:
@@ -44,6 +49,7 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     found = Cluster(tmp_path_factory.mktemp("single"), replicas=0, sentinels=0)
+    wait_for("Redis", lambda: answers(found.client(found.redis[0])))
     yield found
     found.stop()
 
@@ -54,7 +60,7 @@ def restart(run_module, monkeypatch):
         systemd = Systemd(cluster, host)
         if changed:
             systemd.files = [str(cluster.configs[host][1])]
-            systemd.started = 0
+            systemd.started = 1
         monkeypatch.setattr(redis_restart, "Units", lambda run_command: systemd)
         result = run_module(redis_restart, check=check, host=host, **{**cluster.arguments, "wait": 40, **arguments})
         return {**result, "verbs": systemd.verbs}
@@ -72,10 +78,15 @@ def settled(run_module, cluster):
     return wait
 
 
+def answers(client):
+    try:
+        return client.ping()
+    except redis.RedisError:
+        return False
+
+
 def set_in_file(cluster, host, name, value):
-    config = cluster.configs[host][1]
-    lines = [line for line in config.read_text().splitlines() if not line.startswith(f"{name} ")]
-    config.write_text("\n".join([*lines, f"{name} {value}"]) + "\n")
+    cluster.configs[host][1].with_name("settings.conf").write_text(f"{name} {value}\n")
 
 
 def test_nothing_to_do(restart, settled, cluster):
@@ -129,7 +140,7 @@ def test_a_restart_is_refused_while_another_is_away(restart, settled, cluster):
 def test_a_restart_that_does_not_help_is_told(restart, settled, cluster):
     replica = next(node["host"] for node in cluster.redis if node["host"] != settled())
     done = restart(cluster, replica, settings={"databases": 64}, wait=30)
-    assert done["failed"] and "not all is well. Setting databases is '32', not 64" in done["msg"].replace("not '64'", "not 64")
+    assert done["failed"] and "not all is well. Setting databases is '32', not 64" in done["msg"], done
     assert done["verbs"] == ["daemon-reload", "restart"]
     settled()
 
@@ -156,11 +167,31 @@ def test_a_sentinel_is_not_restarted_while_another_is_away(restart, settled, clu
 
 def test_a_single_redis_is_restarted_at_once(restart, single):
     set_in_file(single, "node1", "databases", 8)
-    wait_for("Redis", lambda: single.processes["node1"].poll() is None)
     done = restart(single, "node1", settings={"databases": 8})
     assert not done["failed"], done
     assert done["role"] == "single" and "nobody can stand in for" in done["msg"]
     assert restart(single, "node1", settings={"databases": 8})["changed"] is False
+
+
+@pytest.mark.parametrize("save", ["900 1 300 10", ""])
+def test_settings_made_live_survive_a_restart(restart, run_module, single, save):
+    """With the role's own template, and after Redis has rewritten its file, which it does at every failover."""
+    wanted = {"maxmemory": "300mb", "save": save, "maxmemory-policy": "allkeys-lru", "bind": "127.0.0.1", "databases": "8"}
+    node = single.redis[0]
+    environment = jinja2.Environment(trim_blocks=True, keep_trailing_newline=True)
+    environment.filters["combine"] = lambda one, other: {**one, **other}
+    template = environment.from_string((ROOT / "roles/redis/templates/settings.conf.j2").read_text())
+
+    def make_live():
+        return run_module(redis_config, address=node["address"], port=node["port"], settings=wanted)
+
+    single.configs["node1"][1].with_name("settings.conf").write_text(template.render(_redis_settings=wanted, _redis_secret_settings={}))
+    assert make_live()["changed"]
+    single.client(node).config_rewrite()
+    done = restart(single, "node1", because=["It shall."])
+    assert not done["failed"], done
+    again = make_live()
+    assert again["changed"] is False, again["settings"]
 
 
 def test_what_needs_a_restart_is_left_to_it(run_module, single):
