@@ -8,6 +8,8 @@ import secrets
 import socket
 import subprocess
 
+from plugins.module_utils.redis_access import passwords
+
 from . import image, ollama
 from .shell import LabError, run, say, wait_for
 
@@ -134,6 +136,33 @@ class Cluster:
             write_private(path, secrets.token_hex(24) + "\n")
         return path
 
+    @property
+    def authority(self):
+        """Directory of the cluster's certificate authority, made by the first run of site.yml."""
+        return LAB / self.name / "authority"
+
+    def client_certificate(self):
+        """Paths of the authority's certificate, a client certificate for this machine and its key: ``tls_ca``, ``tls_cert``, ``tls_key``.
+
+        Empty where Redis speaks no TLS.
+        """
+        names = {"tls_ca": "ca.pem", "tls_cert": "client.pem", "tls_key": "client.key"}
+        paths = {key: self.authority / name for key, name in names.items()}
+        if not paths["tls_ca"].exists():
+            return {}
+        if not paths["tls_cert"].exists():
+            run(
+                "openssl", "req", "-x509", "-CA", paths["tls_ca"], "-CAkey", self.authority / "ca.key", "-days", "30", "-noenc",
+                "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=lab", "-addext", "extendedKeyUsage=clientAuth",
+                "-keyout", paths["tls_key"], "-out", paths["tls_cert"],
+            )  # fmt: skip
+        return {key: str(path) for key, path in paths.items()}
+
+    def access(self, kind, user):
+        """What leads a user into the servers of a kind (``redis``, ``sentinel``) from this machine; see module_utils/redis_client.py."""
+        secret = self.secret(f"{kind}_password").read_text().strip()
+        return {"username": user, "password": passwords(secret, kind)[user], **self.client_certificate()}
+
     def _provider(self):
         """The lab's first provider: the LLM double, or a real endpoint that the environment names."""
         endpoint = os.environ.get("LLM_ENDPOINT")
@@ -156,6 +185,7 @@ class Cluster:
             "gateway_token": _lookup(self.secret("gateway_token")),
             "redis_password": _lookup(self.secret("redis_password")),
             "sentinel_password": _lookup(self.secret("sentinel_password")),
+            "certificate_authority": str(self.authority),
             "gateway_providers": [
                 {"type": "openai-compatible", "timeout": 10, "retries": 2, **self._provider()},
                 {"name": "ollama", "type": "ollama", "model": "tiny:latest", "timeout": 30, "retries": 1},

@@ -402,7 +402,7 @@ def config(replica, topology, options):
     :param replica: an entry of ``topology["replicas"]``
     :param topology: see module_utils/topology.py
     :param options: dict with providers, tools_deny, extra_config, turn_timeout (s), conversation_ttl (s),
-        skills, plugin, state, workspace and spool (the replica's own paths); breaker_failures, breaker_open_seconds
+        skills, plugin, state, workspace and spool (the replica's own paths), tls (directory of certificates); breaker_failures, breaker_open_seconds
         and rate_limit where they differ from BREAKER and RATE_LIMIT
     :raises GatewayConfigError: when an address or a provider cannot be used
     """
@@ -465,6 +465,9 @@ def config(replica, topology, options):
                         "sentinels": [
                             {"host": node["address"], "port": node["port"]} for node in topology["sentinels"]
                         ],
+                        "redisUser": "app",
+                        "sentinelUser": "client",
+                        **({"tls": _tls(options["tls"])} if topology["redis_tls"] else {}),
                         "monitorName": topology["monitor"]["name"],
                         # A committed turn waits for one replica's confirmation, where there is a replica.
                         "waitReplicas": min(1, len(topology["redis"]) - 1),
@@ -489,6 +492,11 @@ def config(replica, topology, options):
         },
     }
     return merge(built, options.get("extra_config") or {})
+
+
+def _tls(directory):
+    """Where the role ``certificate`` puts a user's files."""
+    return {name: f"{directory}/{name}.pem" for name in ("ca", "cert", "key")}
 
 
 def environment(replica, options):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import traceback
 
 from ansible.module_utils.basic import missing_required_lib
@@ -53,6 +55,7 @@ def connect(node, access, timeout):
             "ssl_ca_certs": access["tls_ca"],
             "ssl_certfile": access.get("tls_cert"),
             "ssl_keyfile": access.get("tls_key"),
+            "ssl_check_hostname": True,
         }
     return redis.Redis(
         host=node["address"],
@@ -66,6 +69,16 @@ def connect(node, access, timeout):
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
     )
+
+
+def served_certificate(node, access, timeout):
+    """The certificate that a server shows, as DER bytes. :raises OSError: when it shows none that the authority has signed"""
+    context = ssl.create_default_context(cafile=access["tls_ca"])
+    if access.get("tls_cert"):
+        context.load_cert_chain(access["tls_cert"], access.get("tls_key"))
+    with socket.create_connection((node["address"], node["port"]), timeout=timeout) as plain:
+        with context.wrap_socket(plain, server_hostname=node["address"]) as connection:
+            return connection.getpeercert(binary_form=True)
 
 
 def sentinel(client, *words):

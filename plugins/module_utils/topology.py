@@ -21,6 +21,7 @@ DEFAULTS = {
     "sentinel_monitor_name": "openclaw",
     "balancer_port": 8080,
     "ollama_port": 11434,
+    "redis_tls": True,
     "topology_datacenter": "main",
 }
 
@@ -34,8 +35,8 @@ def build(groups, hostvars):
 
     :param groups: mapping of group name to a list of host names, in inventory order
     :param hostvars: mapping of host name to its variables
-    :returns: dict with ``hosts``, ``datacenters``, ``replicas``, ``redis``, ``sentinels``, ``monitor``, ``balancers``
-        and ``ollama``; see ``roles/topology/README.md`` for the shape of each
+    :returns: dict with ``hosts``, ``datacenters``, ``replicas``, ``redis``, ``sentinels``, ``redis_tls``, ``monitor``,
+        ``balancers`` and ``ollama``; see ``roles/topology/README.md`` for the shape of each
     :raises TopologyError: when a value has the wrong type or a host has no address
     """
     members = {group: list(groups.get(group, [])) for group in GROUPS}
@@ -72,6 +73,7 @@ def build(groups, hostvars):
         "replicas": _replicas(members["openclaw_gateways"], hosts, hostvars),
         "redis": nodes("openclaw_redis", "redis_port"),
         "sentinels": sentinels,
+        "redis_tls": _truth(members["openclaw_redis"] + members["openclaw_sentinels"] + members["openclaw_gateways"], hostvars, "redis_tls"),
         "monitor": _monitor(members["openclaw_sentinels"], len(sentinels), hostvars),
         "balancers": nodes("openclaw_balancers", "balancer_port"),
         "ollama": nodes("openclaw_ollama", "ollama_port"),
@@ -154,6 +156,19 @@ def _agreed(names, hostvars, key, default):
     if len(values) > 1:
         raise TopologyError(_differs(key, values))
     return values.pop()
+
+
+def _truth(names, hostvars, key):
+    """A yes or no that all hosts agree on."""
+    words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    given = {name: str(_value(hostvars[name], key)).lower() for name in names}
+    for name, word in given.items():
+        if word not in words:
+            raise TopologyError(f"{name}: {key} is {word!r}; it must be true or false.")
+    values = {words[word] for word in given.values()}
+    if len(values) > 1:
+        raise TopologyError(_differs(key, values))
+    return values.pop() if values else DEFAULTS[key]
 
 
 def _differs(key, values):

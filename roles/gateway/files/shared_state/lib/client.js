@@ -9,9 +9,10 @@ import { Redis } from "ioredis";
  * nothing is resent behind our back (we retry what is idempotent ourselves), a switched primary is noticed at once.
  * @param {object} config settings of resolveConfig
  */
-function redisOptions(config) {
+export function redisOptions(config) {
   const backoff = (attempt) => Math.min(50 * attempt, 500);
   const common = {
+    username: config.redisUser,
     password: config.redisPassword,
     connectTimeout: config.commandTimeoutMs,
     commandTimeout: config.commandTimeoutMs,
@@ -20,13 +21,19 @@ function redisOptions(config) {
     autoResendUnfulfilledCommands: false,
     reconnectOnError: (error) => /READONLY/.test(error.message),
     retryStrategy: backoff,
+    // Nobody reads it, and the user may not send it.
+    disableClientInfo: true,
+    ...(config.tls && { tls: config.tls }),
   };
   if (!config.sentinels?.length) return { ...common, ...config.redis };
   return {
     ...common,
     sentinels: config.sentinels,
     name: config.monitorName,
+    sentinelUsername: config.sentinelUser,
     sentinelPassword: config.sentinelPassword,
+    sentinelTLS: config.tls,
+    enableTLSForSentinelMode: Boolean(config.tls),
     sentinelCommandTimeout: config.commandTimeoutMs,
     sentinelRetryStrategy: backoff,
     failoverDetector: true,

@@ -2,6 +2,8 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import { readFileSync } from "node:fs";
+
 /** Default of every optional setting. Times carry their unit in the name. */
 export const DEFAULTS = Object.freeze({
   monitorName: "openclaw",
@@ -42,7 +44,7 @@ export const DEFAULTS = Object.freeze({
  * @param {object} given `plugins.entries.shared-state.config` of openclaw.json
  * @param {Record<string, string|undefined>} env process environment
  * @returns {object} frozen settings
- * @throws {Error} when a required setting is missing
+ * @throws {Error} when a required setting is missing, or a file of "tls" cannot be read
  */
 export function resolveConfig(given = {}, env = process.env) {
   const config = { ...DEFAULTS, ...given };
@@ -56,6 +58,8 @@ export function resolveConfig(given = {}, env = process.env) {
   config.lockWaitMs ??= (config.turnTimeoutSeconds + 5) * 1000;
   return Object.freeze({
     ...config,
+    // Both sides show a certificate of the cluster's own authority.
+    tls: config.tls && Object.fromEntries(Object.entries(config.tls).map(([name, path]) => [name, readFileSync(path)])),
     redisPassword: env.OPENCLAW_HA_REDIS_PASSWORD || undefined,
     sentinelPassword: env.OPENCLAW_HA_SENTINEL_PASSWORD || undefined,
     gatewayToken: env.OPENCLAW_GATEWAY_TOKEN_HA || undefined,
