@@ -136,6 +136,10 @@ class Cluster:
             write_private(path, secrets.token_hex(24) + "\n")
         return path
 
+    def rotate(self, name):
+        """Replace a generated secret by a new one, as an operator would; site.yml then brings it to the hosts."""
+        write_private(self.secret(name), secrets.token_hex(24) + "\n")
+
     @property
     def authority(self):
         """Directory of the cluster's certificate authority, made by the first run of site.yml."""

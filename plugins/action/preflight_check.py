@@ -80,7 +80,7 @@ class ActionModule(ActionBase):
             variables = {**defaults, **own, "hostvars": task_vars["hostvars"]}
             templar = self._templar.copy_with_new_env(available_variables=variables)
             roles = [role for role, group in preflight.ROLE_GROUPS.items() if group in node["groups"]]
-            names = {name: None for role in roles for name in specs[role]} | dict.fromkeys(preflight.SECRETS)
+            names = {name: None for role in roles for name in specs[role]} | dict.fromkeys((*preflight.SECRETS, *preflight.USER_PASSWORDS))
             settings[host] = {}
             for name in names:
                 try:

@@ -17,6 +17,7 @@ import re
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.openclaw.ha.plugins.module_utils.gateway_config import provider_problems, stateless_violations
+from ansible_collections.openclaw.ha.plugins.module_utils.redis_access import RULES
 
 #: OpenClaw refuses to start on an older one.
 NODE_MINIMUM = (24, 16)
@@ -39,8 +40,10 @@ ROLE_GROUPS = {
 SECRETS = {
     "gateway_token": ("openclaw_gateways",),
     "redis_password": ("openclaw_redis", "openclaw_sentinels", "openclaw_gateways"),
-    "sentinel_password": ("openclaw_sentinels", "openclaw_gateways"),
+    "sentinel_password": ("openclaw_redis", "openclaw_sentinels", "openclaw_gateways"),
 }
+#: Passwords of single users, by variable: the kind of server.
+USER_PASSWORDS = {"redis_user_passwords": "redis", "sentinel_user_passwords": "sentinel"}
 
 #: Words that only sample values hold; a random secret of hexadecimal or base64 characters does not.
 _SAMPLE = re.compile(r"(change|replace).?(me|this|it)|example|your.?(token|password|secret|key)|dummy|^x+$", re.I)
@@ -340,6 +343,37 @@ def _secret(variable, value):
     yield _say(variable, found, allowed, "set it to what this prints: openssl rand -hex 32")
 
 
+def _user_passwords(cluster):
+    hosts = cluster.members("openclaw_redis", "openclaw_sentinels", "openclaw_gateways")
+    for variable, kind in USER_PASSWORDS.items():
+
+        def check(host, value, name=variable, users=RULES[kind]):
+            if not isinstance(value, (dict, type(None))):
+                yield _say(name, f"a {type(value).__name__}", "a password by user", "correct it")
+                return
+            for user, password in (value or {}).items():
+                if user not in users:
+                    yield _say(name, f"the user {user}", f"only {_list(users)}", "correct it")
+                else:
+                    yield from _secret(f"{name}, user {user}", password)
+
+        faults = cluster.judge(variable, hosts, check)
+        yield from faults
+        values = [cluster.settings[host].get(variable) or {} for host in hosts]
+        if not faults and any(value != values[0] for value in values if not isinstance(value, Unreadable)):
+            remedy = "set it once, in group_vars/all.yml"
+            yield _say(variable, "different values on the hosts", "one for the whole cluster", remedy)
+
+
+def _tls(cluster):
+    wanted = cluster.topology["redis_tls"]
+    other = [host for host, facts in cluster.facts.items() if facts and facts.get("redis_tls", wanted) not in (None, wanted)]
+    if other:
+        found = f"{str(wanted).lower()}, but Redis was set up {'without' if wanted else 'with'} TLS on {_list(other)}"
+        remedy = f"set it to {str(not wanted).lower()}; the other way leads over a new cluster and a copy of the data"
+        yield _say("redis_tls", found, "what the cluster was set up with", remedy)
+
+
 def _providers(cluster):
     def check(host, value):
         if not isinstance(value, list):
@@ -416,6 +450,8 @@ CHECKS = (
     _release,
     _unreadable,
     _secrets,
+    _user_passwords,
+    _tls,
     _providers,
     _stateless,
 )

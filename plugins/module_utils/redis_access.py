@@ -94,6 +94,36 @@ def parse(lines):
     return users
 
 
+def understand(users, categories):
+    """The same users with every rule about commands written out, to compare them: a server says the same in words of its own choice.
+
+    :param categories: commands by category as ACL CAT names them, such as ``{"admin": ["config|get", "config|set"]}``
+    """
+    names = set().union(*categories.values())
+    # A command with subcommands is the sum of them.
+    every = {name for name in names if not any(other.startswith(f"{name}|") for other in names)}
+
+    def written_out(rules):
+        allowed = set()
+        for word in rules:
+            sign, name = word[0], word[1:]
+            if sign not in "+-":
+                continue
+            if name.startswith("@"):
+                meant = every if name == "@all" else every & set(categories.get(name[1:], ()))
+            else:
+                meant = {one for one in every if one == name or one.startswith(f"{name}|")} or {name}
+            allowed = allowed | meant if sign == "+" else allowed - meant
+        if allowed == every:
+            return ("+@all",)
+        return tuple(f"+{name}" for name in sorted(allowed))
+
+    return {
+        name: dataclasses.replace(user, rules=tuple(sorted(word for word in user.rules if word[0] not in "+-")) + written_out(user.rules))
+        for name, user in users.items()
+    }
+
+
 def text(users):
     """The content of an ACL file."""
     return "".join(f"user {name} {' '.join(user.words())}\n" for name, user in sorted(users.items()))

@@ -29,6 +29,10 @@ options:
     description: Directory below which the cluster's software is installed.
     type: path
     default: /opt/openclaw
+  redis:
+    description: Directory with the configuration of Redis and Sentinel.
+    type: path
+    default: /etc/redis/openclaw
 attributes:
   check_mode:
     description: Runs the same in check mode.
@@ -71,6 +75,10 @@ npm:
   type: str
   returned: always
   sample: /opt/openclaw/node/24.19.0/bin/npm
+redis_tls:
+  description: Whether Redis or Sentinel was set up with TLS on this host; null where neither was set up.
+  type: bool
+  returned: always
 missing_release:
   description: The O(gateway_version) if its release is not installed yet, else empty.
   type: str
@@ -98,6 +106,12 @@ def distribution(os_release):
     """Pair of identifier and major version, from the text of /etc/os-release."""
     found = dict(re.findall(r'^(ID|VERSION_ID)="?([^"\n]*)"?$', os_release, re.M))
     return found.get("ID", "unknown"), found.get("VERSION_ID", "").split(".")[0]
+
+
+def speaks_tls(configurations):
+    """Whether servers with these configuration texts speak TLS; None when there is no text."""
+    texts = [text for text in configurations if text]
+    return any(re.search(r"^tls-port\b", text, re.M) for text in texts) if texts else None
 
 
 def find_npm(node_path, root):
@@ -136,6 +150,7 @@ def main():
             "node_path": {"type": "str", "default": ""},
             "gateway_version": {"type": "str", "default": ""},
             "root": {"type": "path", "default": "/opt/openclaw"},
+            "redis": {"type": "path", "default": "/etc/redis/openclaw"},
         },
         supports_check_mode=True,
     )
@@ -148,6 +163,7 @@ def main():
         distribution_major_version=major,
         node_version=node_version(module, node_path),
         npm=find_npm(node_path, root),
+        redis_tls=speaks_tls(read(os.path.join(module.params["redis"], name)) for name in ("settings.conf", "sentinel.conf")),
         missing_release="" if installed else version,
     )
 

@@ -173,8 +173,14 @@ def ensure(parameters, dry):
     on_disk = redis_access.parse((before or "").splitlines())
     present = redis_access.parse(client.execute_command("ACL LIST")) if live else on_disk
     wanted = redis_access.target(present, parameters["kind"], parameters["passwords"], parameters["older"] == "keep")
-    changes = redis_access.changes(present, wanted)
-    stale = on_disk != wanted
+    if live:
+        categories = {name: client.execute_command("ACL CAT", name) for name in client.execute_command("ACL CAT")}
+        saved, running, meant = (redis_access.understand(users, categories) for users in (on_disk, present, wanted))
+        changes = redis_access.changes(running, meant)
+        stale = bool(changes) or saved != running
+    else:
+        changes = redis_access.changes(present, wanted)
+        stale = bool(changes)
     if not dry:
         if live:
             for name in changes:
@@ -182,11 +188,11 @@ def ensure(parameters, dry):
                 client.execute_command(*command)
             if stale:
                 client.execute_command("ACL SAVE")
-        elif stale:
+        elif stale or before is None:
             write(parameters["file"], redis_access.text(wanted), 0o640, _owner(parameters["user"]))
         remember(parameters)
     return {
-        "changed": bool(changes) or stale,
+        "changed": stale,
         "users": changes,
         "live": live,
         "diff": {

@@ -12,7 +12,11 @@ import testinfra
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+from plugins.module_utils.redis_access import passwords
+
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or "demo"
+#: Where a host of Redis has its certificate, as options of redis-cli.
+TLS_FILES = "--tls " + " ".join(f"--{option} /etc/redis/openclaw/tls/{file}.pem" for option, file in {"cacert": "ca", "cert": "cert", "key": "key"}.items())
 #: Units whose journal is worth reading when a test fails.
 JOURNALS = ("openclaw-gateway@*", "redis-server", "redis-sentinel", "haproxy", "ollama")
 
@@ -24,11 +28,14 @@ class Cluster:
         self.name = name
         self.directory = ROOT / ".lab" if name == "demo" else ROOT / ".lab" / name
         self.secrets = {path.name: path.read_text().strip() for path in (ROOT / ".lab" / name / "secrets").iterdir()}
+        self.passwords = {kind: passwords(self.secrets[f"{kind}_password"], kind) for kind in ("redis", "sentinel")}
+        self.secrets |= {f"{kind} {user}": one for kind, users in self.passwords.items() for user, one in users.items()}
         lines = (self.directory / "env").read_text().splitlines()
         env = {key: shlex.split(value)[0] for key, value in (line.split("=", 1) for line in lines)}
         self.url, self.token, self.llm_url = env["OPENCLAW_URL"], env["OPENCLAW_TOKEN"], env["LLM_DOUBLE_URL"]
         self.containers = env["OPENCLAW_HOSTS"].split()
         self.replicas = env["OPENCLAW_REPLICAS"].split()
+        self.tls = (ROOT / ".lab" / name / "authority").exists()
 
     def say(self, message, user, via=None, channel="web", timeout=120, **headers):
         """One turn through the balancer, or straight to ``via`` (address:port); returns the response."""
@@ -45,6 +52,15 @@ class Cluster:
         response = self.say(*arguments, **options)
         assert response.status_code == 200, f"{response.status_code}: {response.text[:500]}"
         return response.json()
+
+    def cli(self, kind, node, user="admin", password=None, tls=TLS_FILES):
+        """A shell command that leads redis-cli into a server; for a cluster without TLS, ``tls`` is left out.
+
+        ``password``: another one than the user's own; ``tls``: options with the files to show, as they are called where this runs
+        """
+        secret = self.passwords[kind][user] if password is None else password
+        options = tls if self.tls else ""
+        return f"REDISCLI_AUTH={shlex.quote(secret)} redis-cli --no-auth-warning --user {user} -h {node['address']} -p {node['port']} {options}"
 
     def shown(self, match):
         """User messages of each model call whose conversation contains ``match``, oldest call first."""

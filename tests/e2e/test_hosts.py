@@ -1,5 +1,6 @@
 """Each host as an auditor would look at it: units, versions, sockets, files, secrets."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -64,7 +65,7 @@ def test_listening_sockets_are_exactly_the_expected_ones(hosts, topology):
 def test_redis_is_one_primary_with_replicas_and_append_only_files(hosts, topology, cluster):
     roles = []
     for node in topology["redis"]:
-        cli = f"REDISCLI_AUTH={shlex.quote(cluster.secrets['redis_password'])} redis-cli -h {node['address']} -p {node['port']}"
+        cli = cluster.cli("redis", node)
         host = hosts[node["host"]]
         roles.append(host.check_output(f"{cli} role").splitlines()[0])
         wanted = {
@@ -79,19 +80,49 @@ def test_redis_is_one_primary_with_replicas_and_append_only_files(hosts, topolog
         }
         for setting, value in wanted.items():
             assert host.check_output(f"{cli} config get {setting}").splitlines()[1] == value, f"{node['host']}: {setting}"
-        assert host.run(f"redis-cli -h {node['address']} -p {node['port']} ping").stdout.startswith("NOAUTH")
     assert sorted(roles) == ["master"] + ["slave"] * (len(topology["redis"]) - 1)
 
 
 def test_sentinels_agree(hosts, topology, cluster):
     named = set()
     for node in topology["sentinels"]:
-        cli = f"REDISCLI_AUTH={shlex.quote(cluster.secrets['sentinel_password'])} redis-cli -h {node['address']} -p {node['port']}"
+        cli = cluster.cli("sentinel", node)
         host = hosts[node["host"]]
         named.add(host.check_output(f"{cli} sentinel get-master-addr-by-name openclaw"))
         usable = host.check_output(f"{cli} sentinel ckquorum openclaw")
         assert usable.startswith(f"OK {len(topology['sentinels'])} usable"), usable
     assert len(named) == 1, named
+
+
+def test_redis_and_sentinel_know_their_users_and_nobody_else(hosts, topology, cluster):
+    for kind, nodes in (("redis", topology["redis"]), ("sentinel", topology["sentinels"])):
+        for node in nodes:
+            found = hosts[node["host"]].check_output(f"{cluster.cli(kind, node)} acl list").splitlines()
+            assert sorted(line.split()[1] for line in found) == sorted({"default", *cluster.passwords[kind]}), f"{kind} on {node['host']}"
+            assert next(line for line in found if line.startswith("user default ")).split()[2] == "off"
+
+
+def test_no_member_of_the_cluster_was_ever_refused(hosts, topology, cluster):
+    """Every user's rules are enough for its work: all that the scenario did so far left no entry about a host of the cluster."""
+    members = tuple(f"addr={host['address']}:" for host in topology["hosts"].values())
+    for kind, nodes in (("redis", topology["redis"]), ("sentinel", topology["sentinels"])):
+        for node in nodes:
+            log = hosts[node["host"]].check_output(f"{cluster.cli(kind, node)} --json acl log")
+            # Ansible itself may have knocked with a password that was to be.
+            refused = [entry for entry in json.loads(log) if entry["username"] != "admin" and any(member in entry["client-info"] for member in members)]
+            assert not refused, f"{kind} on {node['host']}: {refused}"
+
+
+def test_keys_of_certificates_are_for_their_service(hosts, topology, cluster):
+    for name, host in hosts.items():
+        groups = topology["hosts"][name]["groups"]
+        places = {"/etc/redis/openclaw/tls": "redis"} if {"openclaw_redis", "openclaw_sentinels"} & set(groups) else {}
+        places |= {"/etc/openclaw/tls": "openclaw"} if "openclaw_gateways" in groups else {}
+        for directory, group in places.items():
+            assert host.file(directory).exists == cluster.tls
+            for file in ("key.pem", "cert.pem", "ca.pem") if cluster.tls else ():
+                found = host.file(f"{directory}/{file}")
+                assert (found.user, found.group, found.mode) == ("root", group, 0o640), f"{name}: {directory}/{file}"
 
 
 def test_skills_are_read_only_for_the_gateway(hosts, topology):
@@ -123,6 +154,10 @@ def test_limits_hold(hosts, topology):
         ("/etc/redis/openclaw/settings.conf", 0o640),
         ("/etc/redis/openclaw/redis.conf", 0o640),
         ("/etc/redis/openclaw/sentinel.conf", 0o640),
+        ("/etc/redis/openclaw/users.acl", 0o640),
+        ("/etc/redis/openclaw/sentinel-users.acl", 0o640),
+        ("/etc/openclaw/redis-admin", 0o600),
+        ("/etc/openclaw/sentinel-admin", 0o600),
         ("/var/lib/openclaw/1", 0o700),
         ("/etc/openclaw/gateway/1/openclaw.json", 0o640),
     ],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 
-from lab.cluster import LAB
 from lab.cluster import Cluster as LabCluster
 from lab.demo import topology as build_topology
 
@@ -26,8 +25,8 @@ class Cluster:
     llm_url: str
     containers: dict[str, str]
     topology: dict
-    redis_password: str = dataclasses.field(repr=False)
-    sentinel_password: str = dataclasses.field(repr=False)
+    redis_access: dict = dataclasses.field(repr=False)
+    sentinel_access: dict = dataclasses.field(repr=False)
 
     @classmethod
     def of_lab(cls, name):
@@ -35,7 +34,6 @@ class Cluster:
         lab = LabCluster(name)
         lines = (lab.directory / "env").read_text().splitlines()
         env = {key: shlex.split(value)[0] for key, value in (line.split("=", 1) for line in lines)}
-        secret = {path.name: path.read_text().strip() for path in (LAB / name / "secrets").iterdir()}
         return cls(
             name=name,
             url=env["OPENCLAW_URL"],
@@ -44,15 +42,15 @@ class Cluster:
             llm_url=env["LLM_DOUBLE_URL"],
             containers={host: lab.container(host) for host in lab.hosts},
             topology=build_topology(lab),
-            redis_password=secret["redis_password"],
-            sentinel_password=secret["sentinel_password"],
+            redis_access=lab.access("redis", "admin"),
+            sentinel_access=lab.access("sentinel", "client"),
         )
 
     def redis(self):
         """A client of the present primary."""
         sentinels = [(one["address"], one["port"]) for one in self.topology["sentinels"]]
         return collect.primary_by_sentinel(
-            sentinels, self.topology["monitor"]["name"], self.redis_password, self.sentinel_password or None
+            sentinels, self.topology["monitor"]["name"], self.redis_access, self.sentinel_access
         )
 
     def model_calls(self, run):

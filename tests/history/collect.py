@@ -19,18 +19,27 @@ from .history import ModelCall, StoredTurn, tokens
 PREFIX = "oc:"
 
 
-def primary_by_sentinel(sentinels, monitor, password, sentinel_password=None):
-    """A client of the primary that the Sentinels name. ``sentinels``: (address, port) pairs."""
-    options = {"socket_timeout": 5, "socket_connect_timeout": 3}
-    names = Sentinel(sentinels, sentinel_kwargs=options | {"password": sentinel_password}, password=password, **options)
+def primary_by_sentinel(sentinels, monitor, access, sentinel_access):
+    """A client of the primary that the Sentinels name. ``sentinels``: (address, port) pairs; for the rest see _options."""
+    names = Sentinel(sentinels, sentinel_kwargs=_options(sentinel_access), **_options(access))
     return names.master_for(monitor, decode_responses=True)
 
 
-def primary_by_address(address, port, password):
+def primary_by_address(address, port, access):
     """A client of one Redis server."""
-    return redis.Redis(
-        address, port, password=password, decode_responses=True, socket_timeout=5, socket_connect_timeout=3
-    )
+    return redis.Redis(address, port, decode_responses=True, **_options(access))
+
+
+def _options(access):
+    """Options of the redis library; ``access``: dict with any of username, password, tls_ca, tls_cert, tls_key."""
+    tls = {"ssl_ca_certs": "tls_ca", "ssl_certfile": "tls_cert", "ssl_keyfile": "tls_key"}
+    return {
+        "username": access.get("username"),
+        "password": access.get("password"),
+        "socket_timeout": 5,
+        "socket_connect_timeout": 3,
+        **({"ssl": True, **{option: access.get(name) for option, name in tls.items()}} if access.get("tls_ca") else {}),
+    }
 
 
 def stored_turn(raw):

@@ -51,6 +51,7 @@ def options(**more):
         "workspace": "/var/lib/openclaw/1/2026.9.6/workspace",
         "release": "/opt/openclaw/releases/2026.9.6",
         "node_bin": "/opt/openclaw/node/24.19.0/bin",
+        "tls": "/etc/openclaw/tls",
         **more,
     }
 
@@ -100,6 +101,9 @@ class TestConfig:
         assert entry["config"] == {
             "replica": "node2-1",
             "sentinels": [{"host": f"192.0.2.{number}", "port": 26379} for number in (11, 12, 13)],
+            "redisUser": "app",
+            "sentinelUser": "client",
+            "tls": {name: f"/etc/openclaw/tls/{name}.pem" for name in ("ca", "cert", "key")},
             "monitorName": "openclaw",
             "waitReplicas": 1,
             "keyPrefix": "oc:",

@@ -739,3 +739,39 @@ def test_redis_bytes(text, size):
 )
 def test_systemd_bytes(text, size):
     assert preflight.systemd_bytes(text, 4 * GIB) == size
+
+
+@pytest.mark.parametrize(
+    "variable, value, found",
+    [
+        ("redis_user_passwords", ["x"], "a list"),
+        ("redis_user_passwords", {"apps": SECRET}, "the user apps"),
+        ("redis_user_passwords", {"app": "short"}, "5 characters"),
+        ("redis_user_passwords", {"app": ""}, "nothing"),
+        ("redis_user_passwords", {"app": 'with"quote-and-length'}, "characters that mean something"),
+        ("sentinel_user_passwords", {"exporter": SECRET}, "the user exporter"),
+    ],
+)
+def test_passwords_of_single_users_that_will_not_do(case, variable, value, found):
+    case.set(**{variable: value})
+    refused(case, variable, found)
+    assert not any("with\"quote" in text for text in case.problems())
+
+
+def test_passwords_of_single_users_that_will_do(case):
+    case.set(redis_user_passwords={"exporter": SECRET + "exporter"})
+    assert case.problems() == []
+
+
+def test_passwords_of_single_users_that_differ_between_hosts(case):
+    case.set("node1", redis_user_passwords={"exporter": SECRET + "exporter"})
+    refused(case, "redis_user_passwords", "different values on the hosts")
+
+
+@pytest.mark.parametrize("seen, good", [(None, True), (True, True), (False, False)])
+def test_a_cluster_keeps_the_transport_it_was_set_up_with(case, seen, good):
+    case.know("node2", redis_tls=seen)
+    if good:
+        assert case.problems() == []
+    else:
+        refused(case, "redis_tls", "was set up without TLS on node2", "set it to false")

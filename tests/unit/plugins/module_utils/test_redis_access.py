@@ -66,6 +66,27 @@ def test_a_server_may_say_it_in_another_way():
     assert one == other
 
 
+CATEGORIES = {"read": ["get", "config|get"], "admin": ["config", "config|get", "config|set"], "fast": ["get", "ping"]}
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        ("+ping +get", "+@fast", True),
+        ("+ping +get +config|get", "+@all -config|set", True),
+        ("+config", "+config|get +config|set", True),
+        ("+@admin -config", "", True),
+        ("+@all", "+@fast +@admin", True),
+        ("+ping", "+@fast", False),
+        ("~a +ping", "+ping", False),
+        ("+later", "+later", True),
+    ],
+)
+def test_the_same_commands_in_other_words(one, other, same):
+    first, second = (access.understand(access.parse([f"user a on {rules}"]), CATEGORIES) for rules in (one, other))
+    assert (first == second) is same
+
+
 def test_order_counts_where_something_is_taken_away():
     (one,) = access.parse(["user a on +@all -get"]).values()
     (other,) = access.parse(["user a on -get +@all"]).values()

@@ -87,3 +87,11 @@ def test_no_given_node_runs_nothing(tmp_path):
 
 def test_a_file_that_cannot_be_read_is_empty(tmp_path):
     assert read(str(tmp_path / "absent")) == ""
+
+
+@pytest.mark.parametrize(
+    "texts, speaks",
+    [(["", ""], None), (['port "0"\ntls-port "6379"\n', ""], True), (["", "port 26379\n"], False), (["# tls-port\n"], False)],
+)
+def test_whether_a_host_speaks_tls(texts, speaks):
+    assert preflight_host_info.speaks_tls(texts) is speaks

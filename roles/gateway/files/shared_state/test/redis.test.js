@@ -2,20 +2,32 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-// The scripts in a real Redis on a loopback port of its own.
+// The scripts in a real Redis on a loopback port of its own, over TLS, by the user "app" with the rules that the roles give it.
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
+import fs from "node:fs/promises";
+import path from "node:path";
 import net from "node:net";
 import { once } from "node:events";
 import { after, before, beforeEach, test } from "node:test";
-import { connectRedis } from "../lib/client.js";
+import { connectRedis, redisOptions } from "../lib/client.js";
+import { resolveConfig } from "../lib/config.js";
 import { Metrics } from "../lib/metrics.js";
 import { Store } from "../lib/store.js";
 import { temporaryDirectory } from "./support/rig.js";
 
 let server;
 let client;
+let admin;
+let settings;
+const RULES = JSON.parse(
+  execFileSync("python3", [
+    "-c",
+    "import json, runpy, sys; print(json.dumps(runpy.run_path(sys.argv[1])['RULES']))",
+    path.resolve(import.meta.dirname, "../../../../../plugins/module_utils/redis_access.py"),
+  ]),
+);
 const BOB = { id: "web:bob" };
 const until = async (condition) => {
   const deadline = Date.now() + 10000;
@@ -31,11 +43,41 @@ const storeOf = (replica) =>
     metrics: new Metrics(),
   });
 const FAILURE = { reason: "500", to: "ollama", trial: false, failures: 2 };
-const keys = async () => (await client.keys("*")).sort();
+const keys = async () => (await admin.keys("*")).sort();
 const events = async () =>
-  (await client.xrange("oc:events", "-", "+")).map(([, fields]) => ({
+  (await admin.xrange("oc:events", "-", "+")).map(([, fields]) => ({
     ...Object.fromEntries(Array.from({ length: fields.length / 2 }, (_, i) => [fields[2 * i], fields[2 * i + 1]])),
   }));
+
+/** An authority, and a certificate of it for 127.0.0.1. @returns {Promise<{ca: string, cert: string, key: string}>} paths */
+async function certificates(directory) {
+  const of = (name) => path.join(directory, name);
+  const make = (name, ...options) =>
+    execFileSync(
+      "openssl",
+      ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "1", "-keyout",
+        of(`${name}.key`), "-out", of(`${name}.pem`), ...options],
+      { stdio: "ignore" },
+    ); // prettier-ignore
+  make("ca", "-subj", "/CN=authority");
+  make("server", "-subj", "/CN=server", "-CA", of("ca.pem"), "-CAkey", of("ca.key"), "-addext", "subjectAltName=IP:127.0.0.1");
+  return { ca: of("ca.pem"), cert: of("server.pem"), key: of("server.key") };
+}
+
+const tryToSend = async (options, ...command) => {
+  const one = connectRedis({ ...settings, ...options });
+  let seen;
+  one.on("error", (error) => {
+    seen = error;
+  });
+  try {
+    await until(() => one.status === "ready" || seen);
+    if (seen) throw seen;
+    return await one.call(...command);
+  } finally {
+    one.disconnect();
+  }
+};
 
 before(async () => {
   const probe = net.createServer().listen(0, "127.0.0.1");
@@ -43,17 +85,31 @@ before(async () => {
   const { port } = probe.address();
   probe.close();
   await once(probe, "close");
-  const options = ["--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", await temporaryDirectory()];
+  const directory = await temporaryDirectory();
+  const tls = await certificates(directory);
+  const users = Object.entries(RULES.redis).map(([name, rules]) => `user ${name} on >${name}-password ${rules}\n`);
+  await fs.writeFile(path.join(directory, "users.acl"), ["user default off\n", ...users].join(""));
+  const options = ["--port", 0, "--tls-port", port, "--bind", "127.0.0.1", "--save", "", "--dir", directory];
+  options.push("--tls-ca-cert-file", tls.ca, "--tls-cert-file", tls.cert, "--tls-key-file", tls.key, "--aclfile", path.join(directory, "users.acl"));
   server = spawn("redis-server", options.map(String), { stdio: "ignore" });
-  client = connectRedis({ redis: { host: "127.0.0.1", port }, commandTimeoutMs: 2000 });
-  client.on("error", () => {});
-  await until(() => client.status === "ready");
+  settings = {
+    ...resolveConfig(
+      { replica: "A", spoolDir: directory, redis: { host: "127.0.0.1", port }, redisUser: "app", tls },
+      { OPENCLAW_HA_REDIS_PASSWORD: "app-password" },
+    ),
+    commandTimeoutMs: 2000,
+  };
+  client = connectRedis(settings);
+  admin = connectRedis({ ...settings, redisUser: "admin", redisPassword: "admin-password" });
+  for (const one of [client, admin]) one.on("error", () => {});
+  await until(() => client.status === "ready" && admin.status === "ready");
 });
 beforeEach(async () => {
-  await client.flushall();
+  await admin.flushall();
 });
 after(async () => {
   client.disconnect();
+  admin.disconnect();
   server.kill();
   await once(server, "exit");
 });
@@ -63,7 +119,7 @@ test("circuit: opened by all replicas together, tried by one, closed by an answe
   assert.equal((await a.circuits(["cloud"]))[0].open, false);
   assert.deepEqual(await keys(), []);
   assert.equal((await a.circuitFailed("cloud", FAILURE)).opened, false);
-  assert.ok((await client.pttl("oc:breaker:cloud")) > 0);
+  assert.ok((await admin.pttl("oc:breaker:cloud")) > 0);
   const opened = await b.circuitFailed("cloud", FAILURE);
   assert.deepEqual([opened.open, opened.opened, opened.failures], [true, true, 2]);
   const again = await a.circuitFailed("cloud", FAILURE);
@@ -72,7 +128,7 @@ test("circuit: opened by all replicas together, tried by one, closed by an answe
   assert.equal((await a.circuitTrial("cloud", 5000)).mine, false);
   await until(async () => (await a.circuits(["cloud"]))[0].until <= Date.now());
   assert.equal((await a.circuitTrial("cloud", 5000)).mine, true);
-  assert.equal(await client.hget("oc:breaker:cloud", "state"), "half-open");
+  assert.equal(await admin.hget("oc:breaker:cloud", "state"), "half-open");
   const refused = await b.circuitTrial("cloud", 5000);
   assert.deepEqual([refused.mine, refused.open], [false, true]);
   // A failed trial: another period, and then the other replica may try.
@@ -80,7 +136,7 @@ test("circuit: opened by all replicas together, tried by one, closed by an answe
   assert.ok(failed.open && failed.until > Date.now() + 500);
   assert.equal((await b.circuitTrial("cloud", 5000)).mine, false);
   await until(async () => (await b.circuitTrial("cloud", 5000)).mine);
-  for (const key of await keys()) assert.ok((await client.pttl(key)) > 0, key);
+  for (const key of await keys()) assert.ok((await admin.pttl(key)) > 0, key);
   assert.ok((await b.circuitClosed("cloud", { from: "ollama" })) >= 2000);
   assert.equal(await b.circuitClosed("cloud", { from: "ollama" }), null);
   assert.deepEqual(await keys(), ["oc:events"]);
@@ -117,7 +173,7 @@ test("events are capped", async () => {
     await store.circuitFailed("cloud", { ...FAILURE, failures: 1 });
     await store.circuitClosed("cloud", { from: "ollama" });
   }
-  assert.ok((await client.xlen("oc:events")) <= 1100);
+  assert.ok((await admin.xlen("oc:events")) <= 1100);
 });
 
 test("buckets: one count over all replicas, all or nothing, and they go away", async () => {
@@ -133,7 +189,7 @@ test("buckets: one count over all replicas, all or nothing, and they go away", a
   const full = await b.takeTokens([all]);
   assert.ok(full > 0 && full <= 1000, String(full));
   await until(async () => (await a.takeTokens([bob])) === 0);
-  for (const key of await keys()) assert.ok((await client.pttl(key)) > 0, key);
+  for (const key of await keys()) assert.ok((await admin.pttl(key)) > 0, key);
   assert.deepEqual(await keys(), ["oc:rate:all", "oc:rate:key:web:bob"]);
 });
 
@@ -142,4 +198,73 @@ test("buckets: requests at the same moment get exactly the burst", async () => {
   const limit = [{ name: "all", perMinute: 1, burst: 10 }];
   const answers = await Promise.all(Array.from({ length: 60 }, (_, i) => stores[i % 3].takeTokens(limit)));
   assert.equal(answers.filter((wait) => wait === 0).length, 10);
+});
+
+test("every operation of the plugin is allowed, and nothing else was tried", async () => {
+  await admin.call("ACL", "LOG", "RESET");
+  const settled = { ...settings, waitReplicas: 1, waitTimeoutMs: 10, maxTurns: 5, breakerOpenSeconds: 1 };
+  const store = new Store({
+    config: settled,
+    link: { run: (operation) => operation(client) },
+    metrics: new Metrics(),
+  });
+  const conv = { id: "web:ada", channel: "web", user: "ada" };
+  const turn = (id, at) => ({ id, replica: "A", at, messages: [{ role: "user", content: id }] });
+  const commit = (id, at, base, mode, idempotency) =>
+    store.commit({ conv, owner: "o", base, epoch: 0, turn: turn(id, at), idempotency }, { mode });
+  await store.begin(conv, "o");
+  assert.equal((await commit("one", 10, 0, "next", { key: "k", answer: { state: "done" } })).status, "committed");
+  await store.begin(conv, "o");
+  assert.deepEqual(await commit("early", 5, 0, "kept"), { status: "committed", seq: 2, late: true, confirmed: false });
+  assert.equal((await commit("early", 5, 0, "kept")).status, "duplicate");
+  assert.deepEqual((await store.read(conv)).turns.map(({ id }) => id), ["early", "one"]);
+  await store.begin(conv, "o");
+  assert.equal(await store.renew(conv, "o"), true);
+  await store.release(conv, "o");
+  await store.compact(conv, 1);
+  await store.compact(conv, 0);
+  await store.reset(conv);
+  const key = store.dedupeKey(["a", "b", "c", "d"]);
+  assert.equal(await store.claim(key, "o", 1000, "f"), null);
+  await store.settle(key, "o", null, 10);
+  await store.writeMetrics({ version: "1" });
+  assert.deepEqual(await admin.call("ACL", "LOG"), []);
+});
+
+test("other keys and other commands are refused", async () => {
+  const refused = { name: "ReplyError", message: /NOPERM/ };
+  await assert.rejects(client.get("elsewhere"), refused);
+  await assert.rejects(client.eval("return redis.call('GET', 'elsewhere')", 0), { message: /ACL|can't access|NOPERM/ });
+  for (const command of [["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["REPLICAOF", "NO", "ONE"], ["PUBLISH", "a", "b"]]) {
+    await assert.rejects(client.call(...command), refused, command.join(" "));
+  }
+});
+
+test("a wrong password, another user's and none are refused", async () => {
+  for (const redisPassword of ["wrong", "replica-password", undefined]) {
+    await assert.rejects(tryToSend({ redisPassword }, "PING"), { message: /WRONGPASS|NOAUTH/ });
+  }
+});
+
+test("without a certificate, or with one of another authority, there is no connection", async () => {
+  const other = await certificates(await temporaryDirectory());
+  const files = Object.fromEntries(await Promise.all(Object.entries(other).map(async ([name, file]) => [name, await fs.readFile(file)])));
+  await assert.rejects(tryToSend({ tls: { ca: settings.tls.ca } }, "PING"));
+  await assert.rejects(tryToSend({ tls: { ...files, ca: settings.tls.ca } }, "PING"));
+  await assert.rejects(tryToSend({ tls: { ...settings.tls, ca: files.ca } }, "PING"), { message: /certificate|signature|issuer/ });
+});
+
+test("Sentinels are reached as their own user, over TLS when Redis is", () => {
+  const config = { ...settings, sentinels: [{ host: "s", port: 1 }], monitorName: "m", sentinelUser: "client", sentinelPassword: "p" };
+  const options = redisOptions(config);
+  assert.deepEqual([options.username, options.sentinelUsername, options.sentinelPassword], ["app", "client", "p"]);
+  assert.equal(options.enableTLSForSentinelMode, true);
+  assert.equal(options.sentinelTLS, options.tls);
+  const plain = redisOptions({ ...config, tls: undefined });
+  assert.deepEqual([plain.enableTLSForSentinelMode, plain.sentinelTLS, "tls" in plain], [false, undefined, false]);
+});
+
+test("a certificate that is not there is said at once", () => {
+  const given = { replica: "A", spoolDir: "/", redis: {}, tls: { ca: "/nowhere/ca.pem" } };
+  assert.throws(() => resolveConfig(given, {}), /nowhere\/ca\.pem/);
 });
