@@ -101,7 +101,6 @@ live:
 import grp
 import os
 import pwd
-import socket
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
@@ -113,13 +112,13 @@ class NoWayIn(Exception):
     """Neither password is accepted."""
 
 
-def listens(address, port, timeout=5):
-    """Whether somebody accepts connections there. :raises OSError: when it cannot be told, as with a host that is silent"""
-    try:
-        with socket.create_connection((address, port), timeout=timeout):
+def nobody_listens(error):
+    """Whether a failed connection was refused by the host itself, and not lost or ended by a server."""
+    while error:
+        if isinstance(error, ConnectionRefusedError):
             return True
-    except ConnectionRefusedError:
-        return False
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def read(path):
@@ -148,7 +147,7 @@ def write(path, text, mode, owner):
 
 
 def enter(parameters):
-    """A client that is let in, with the wanted password, else with the remembered one.
+    """A client that is let in, with the wanted password, else with the remembered one; None where nothing listens.
 
     :raises NoWayIn: when both are refused
     """
@@ -162,14 +161,18 @@ def enter(parameters):
             return client
         except (redis_client.redis.AuthenticationError, redis_client.redis.ResponseError) as error:
             refused = error
+        except redis_client.redis.ConnectionError as error:
+            if nobody_listens(error):
+                return None
+            raise
     raise NoWayIn(str(refused))
 
 
 def ensure(parameters, dry):
     """Bring the users to what they should be; returns the module's result."""
     before = read(parameters["file"])
-    live = listens(parameters["address"], parameters["port"])
-    client = enter(parameters) if live else None
+    client = enter(parameters)
+    live = client is not None
     on_disk = redis_access.parse((before or "").splitlines())
     present = redis_access.parse(client.execute_command("ACL LIST")) if live else on_disk
     wanted = redis_access.target(present, parameters["kind"], parameters["passwords"], parameters["older"] == "keep")

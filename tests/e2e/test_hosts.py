@@ -104,7 +104,7 @@ def test_redis_and_sentinel_know_their_users_and_nobody_else(hosts, topology, cl
 
 def test_no_member_of_the_cluster_was_ever_refused(hosts, topology, cluster):
     """Every user's rules are enough for its work: all that the scenario did so far left no entry about a host of the cluster."""
-    members = tuple(f"addr={host['address']}:" for host in topology["hosts"].values())
+    members = tuple(f" addr={host['address']}:" for host in topology["hosts"].values())
     for kind, nodes in (("redis", topology["redis"]), ("sentinel", topology["sentinels"])):
         for node in nodes:
             log = hosts[node["host"]].check_output(f"{cluster.cli(kind, node)} --json acl log")

@@ -88,8 +88,12 @@ class Server:
         config.write_text("\n".join([*where, "bind 127.0.0.1", f"dir {self.directory}", f"aclfile {self.file}", *lines]) + "\n")
         with open(self.directory / "log", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen([program, str(config)], stdout=log, stderr=subprocess.STDOUT)
-        wait_for(f"{program} on {port}", lambda: redis_users.listens(**self.node))
+        wait_for(f"{program} on {port}", self.listens)
         return self
+
+    def listens(self):
+        with socket.socket() as probe:
+            return probe.connect_ex((self.node["address"], self.node["port"])) == 0
 
     def stop(self):
         if self.process:
