@@ -13,7 +13,8 @@ import redis
 from ansible_collections.openclaw.ha.plugins.module_utils import redis_access, redis_client
 from ansible_collections.openclaw.ha.plugins.modules import redis_config, redis_users
 
-OLD, NEW = "old-secret-of-the-test", "new-secret-of-the-test"
+OLD = "old-secret-of-the-test"
+NEW = "new-secret-of-the-test"
 
 
 def free_port():
