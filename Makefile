@@ -5,7 +5,7 @@ export PATH
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.collections
 
-.PHONY: up down status test lint unit js sanity e2e bench clean
+.PHONY: up down status test lint unit js sanity e2e bench bench-turns
 
 up: ## from nothing to a running cluster on this machine
 	@lab/bootstrap
@@ -28,3 +28,6 @@ lint unit js sanity e2e: ## one part of `make test`
 bench: ## seconds of `make up` from nothing and of a second site.yml, and the number of tasks
 	@lab/bootstrap
 	@python -m lab bench bench
+
+bench-turns: ## ratios: a turn with and without the plugin, turns a second with one and with all replicas; needs a cluster that is up
+	@python -m tests.bench $(CLUSTER)

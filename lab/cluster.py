@@ -10,7 +10,7 @@ import subprocess
 
 from plugins.module_utils.redis_access import passwords
 
-from . import image
+from . import image, ollama
 from .shell import LabError, run, say, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -38,6 +38,8 @@ class Cluster:
         self.group = clusters[name].get("group")
         self.prefix = f"openclaw-lab-{name.replace('_', '-')}"
         self.sample = ROOT / clusters[name]["inventory"]
+        #: Whether its Ollama is the real server, with a tiny model, instead of the double.
+        self.real_ollama = clusters[name].get("ollama") == "real"
         self.network = ipaddress.ip_network(clusters[name]["subnet"])
         # The demo is what a person meets first, so its files lie at the top.
         self.directory = LAB if name == "demo" else LAB / name
@@ -201,8 +203,8 @@ class Cluster:
                 {"type": "openai-compatible", "timeout": 10, "retries": 2, **self._provider()},
                 {"name": "ollama", "type": "ollama", "model": "tiny:latest", "timeout": 30, "retries": 1},
             ],
-            "ollama_binary": str(DOUBLES / "ollama_double.py"),
-            "ollama_models": [{"name": "tiny:latest"}],
+            "ollama_binary": str(ollama.ensure() if self.real_ollama else DOUBLES / "ollama_double.py"),
+            "ollama_models": ollama.model() if self.real_ollama else [{"name": "tiny:latest"}],
         }
         (self.inventory / "group_vars").mkdir(parents=True, exist_ok=True)
         (self.inventory / "group_vars" / "all.json").write_text(json.dumps(variables, indent=2))

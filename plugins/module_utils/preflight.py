@@ -360,13 +360,13 @@ def _user_passwords(cluster):
     hosts = cluster.members("openclaw_redis", "openclaw_sentinels", "openclaw_gateways")
     for variable, kind in USER_PASSWORDS.items():
 
-        def check(host, value, name=variable, users=RULES[kind]):
+        def check(host, value, name=variable, kind=kind):
             if not isinstance(value, (dict, type(None))):
                 yield _say(name, f"a {type(value).__name__}", "a password by user", "correct it")
                 return
             for user, password in (value or {}).items():
-                if user not in users:
-                    yield _say(name, f"the user {user}", f"only {_list(users)}", "correct it")
+                if user not in RULES[kind]:
+                    yield _say(name, f"the user {user}", f"only {_list(RULES[kind])}", "correct it")
                 else:
                     yield from _secret(f"{name}, user {user}", password)
 

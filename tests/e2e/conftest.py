@@ -35,7 +35,11 @@ class Cluster:
         self.url, self.token, self.llm_url = env["OPENCLAW_URL"], env["OPENCLAW_TOKEN"], env["LLM_DOUBLE_URL"]
         self.containers = env["OPENCLAW_HOSTS"].split()
         self.replicas = env["OPENCLAW_REPLICAS"].split()
-        self.tls = (ROOT / ".lab" / name / "authority").exists()
+        authority = ROOT / ".lab" / name / "authority"
+        self.tls = authority.exists()
+        if self.tls:
+            # A line out of its middle, which is in no other file.
+            self.secrets["authority's key"] = (authority / "ca.key").read_text().splitlines()[1]
 
     def say(self, message, user, via=None, channel="web", timeout=120, **headers):
         """One turn through the balancer, or straight to ``via`` (address:port); returns the response."""

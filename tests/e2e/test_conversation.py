@@ -1,7 +1,10 @@
 """One conversation, several real gateways: nobody forgets anything."""
 
+import re
+
 import requests
 
+from lab.cluster import Cluster as LabCluster
 from lab.shell import wait_for
 
 
@@ -68,6 +71,22 @@ def test_health_tells_what_an_operator_needs(cluster):
         assert body["redis"] is True and body["ollama"] is True
         assert body["version"] == "2026.9.6"
         assert body["uptime_seconds"] >= 0
+
+
+def test_the_fallback_answers_while_the_first_provider_is_away(cluster, llm, hosts, topology, user):
+    """On the cluster whose Ollama is real, a model really computes the answer; the conversation goes on afterwards."""
+    (fallback,) = {node["host"] for node in topology["ollama"]}
+    real = hosts[fallback].check_output("head -c 4 /opt/openclaw/ollama/given/bin/ollama | tail -c 3") == "ELF"
+    assert real == LabCluster(cluster.name).real_ollama
+    turns = [f"{user} turn {number}" for number in range(1, 4)]
+    cluster.reply(turns[0], user)
+    llm.behave(mode="refuse", seconds=600)
+    reply = cluster.reply(turns[1], user)["reply"]
+    assert re.fullmatch(r"[\w ,.]+" if real else r"ollama seen 2 .*", reply), reply
+    llm.behave(mode="ok")
+    # The circuit of the first provider closes within half a minute.
+    wait_for("the first provider's answer", lambda: cluster.reply("and now?", user)["reply"].startswith("seen"), 60)
+    assert cluster.shown(user)[-1][:2] == turns[:2]
 
 
 def test_without_the_token_nothing_is_answered(cluster, user):

@@ -25,6 +25,7 @@ RUNS = {
     "one webhook, two replicas": ("none", 0, {"twins": True}),
     "gateway killed": ("gateway killed", 5, {}),
     "gateway frozen": ("gateway frozen", 16, {"seconds": 45}),
+    "database locked": ("database locked", 8, {"seconds": 30}),
     "redis primary killed": ("redis primary killed", 15, {"seconds": 45}),
     "redis away": ("redis away", 30, {"seconds": 60}),
     "gateways restarted": ("gateways restarted", 0, {"seconds": 60}),

@@ -67,6 +67,34 @@ def gateway_frozen(cluster):
     wait_for(f"{replica['id']} goes on", lambda: started(replica))
 
 
+#: Holds the write lock of a SQLite database until its standard input ends.
+LOCK = """
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
+database.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def database_locked(cluster):
+    """Another process holds one gateway's SQLite database locked, as a backup tool or a slow disk would."""
+    replica = cluster.topology["replicas"][0]
+    find = ("find", f"/var/lib/openclaw/{replica['instance']}", "-name", "openclaw-agent.sqlite")
+    path = execute(cluster, replica["host"], *find)
+    container = cluster.containers[replica["host"]]
+    command = ["docker", "exec", "--interactive", container, "python3", "-c", LOCK, path]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        if holder.stdout.readline() != "locked\n":
+            raise RuntimeError(f"{path} on {replica['host']} could not be locked")
+        try:
+            yield
+        finally:
+            holder.stdin.close()
+    wait_for(f"{replica['id']} goes on", lambda: started(replica))
+
+
 def primary_host(cluster):
     """The host of the present Redis primary."""
     address = cluster.redis().connection_pool.get_master_address()[0]
@@ -133,6 +161,7 @@ FAULTS = {
     "none": nothing,
     "gateway killed": gateway_killed,
     "gateway frozen": gateway_frozen,
+    "database locked": database_locked,
     "redis primary killed": redis_primary_killed,
     "redis away": redis_away,
     "gateways restarted": gateways_restarted,

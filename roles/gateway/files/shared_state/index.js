@@ -10,6 +10,7 @@ import { sendJson } from "./lib/http.js";
 import { handleMessage } from "./lib/message.js";
 import { PEER_PATH } from "./lib/peers.js";
 import { currentRuntime, replaceRuntime, Runtime, stopRuntime } from "./lib/runtime.js";
+import { serveSqliteWaits } from "./lib/sqlite.js";
 
 /** The gateway logs all plugins under one name. */
 const named = (logger) =>
@@ -36,7 +37,10 @@ export default {
 
     api.registerService({
       id: "shared-state",
-      start: () => replaceRuntime(create),
+      start: () => {
+        serveSqliteWaits();
+        return replaceRuntime(create);
+      },
       stop: () => stopRuntime(settings()),
     });
     api.registerContextEngine(ENGINE_ID, () => new TurnEngine(current));

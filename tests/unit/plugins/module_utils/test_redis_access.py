@@ -61,9 +61,8 @@ def test_only_the_app_reads_keys_and_only_its_own():
 
 
 def test_a_server_may_say_it_in_another_way():
-    (one,) = access.parse(["user a on sanitize-payload #aa resetchannels &x -@all +ping +info"]).values()
-    (other,) = access.parse(["user a on #aa &x +info +ping"]).values()
-    assert one == other
+    one = access.parse(["user a on sanitize-payload #aa resetchannels &x -@all +ping +info"])
+    assert one == access.parse(["user a on #aa &x +info +ping"]) != {}
 
 
 CATEGORIES = {"read": ["get", "config|get"], "admin": ["config", "config|get", "config|set"], "fast": ["get", "ping"]}
@@ -88,9 +87,7 @@ def test_the_same_commands_in_other_words(one, other, same):
 
 
 def test_order_counts_where_something_is_taken_away():
-    (one,) = access.parse(["user a on +@all -get"]).values()
-    (other,) = access.parse(["user a on -get +@all"]).values()
-    assert one != other
+    assert access.parse(["user a on +@all -get"]) != access.parse(["user a on -get +@all"])
 
 
 def test_a_rotation_never_leaves_a_moment_without_a_good_password():

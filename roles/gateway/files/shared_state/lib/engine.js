@@ -3,7 +3,17 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { randomUUID } from "node:crypto";
-import { cleanTurn, estimateAll, mergePending, replyOf, trimTurns, turnsOf, turnSuffix } from "./history.js";
+import {
+  askedIn,
+  cleanTurn,
+  estimateAll,
+  mergePending,
+  replyOf,
+  runTurn,
+  trimTurns,
+  turnsOf,
+  turnSuffix,
+} from "./history.js";
 import { parseSessionKey } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
 import { RedisAway } from "./outage.js";
@@ -17,8 +27,20 @@ const plain = (text) => (text ?? "").replace(/\s+/g, " ").trim();
 
 const newOwner = (runtime) => `${runtime.config.replica}/${randomUUID()}`;
 
-/** A turn that nobody is working on: the gateway ended between its answer and its commit. */
+/** Turns that the gateway answered and did not hand over have ids that begin with this. */
+const UNHANDED = "unhanded-";
+
+/** Whether two turns say the same: what a user wrote, and the answer. */
+const sameWords = (a, b) =>
+  replyOf(a.messages) === replyOf(b.messages) && plain(askedIn(a.messages)) === plain(askedIn(b.messages));
+
+/** A turn that nobody is working on: the gateway ended, or gave up, between its answer and its commit. */
 async function keepLeftover(runtime, conv, turn) {
+  const { spool, store } = runtime;
+  const view = await store.read(conv).catch(() => runtime.recent.get(conv.id));
+  const stored = mergePending(view?.turns ?? [], spool.pendingTurns(conv.id));
+  const known = ({ id, replica }) => id.startsWith(UNHANDED) && replica === turn.replica;
+  if (stored.some((other) => known(other) && sameWords(other, turn))) return { status: "duplicate" };
   await runtime.keep({ op: "turn", conv, turn, base: "", epoch: "", owner: newOwner(runtime) });
   return { status: "committed" };
 }
@@ -191,10 +213,28 @@ export class TurnEngine {
 
   async dispose() {
     this.#abort.abort();
-    await this.#lock?.release();
+    try {
+      await this.#end();
+    } finally {
+      await this.#lock?.release();
+    }
+  }
+
+  /** The end of a turn that was not committed: answered all the same, or given up. */
+  async #end() {
     if (!this.#session) return;
     const { sessionKey, sessionId } = this.#session;
     const runtime = await this.#runtime();
+    const messages = cleanTurn(runTurn(this.#entry.ended ?? [], this.#lastHistory));
+    if (messages.length) {
+      // The gateway's database was locked or full: the answer is on its way to the user, so the turn must not be lost.
+      const conv = parseSessionKey(sessionKey);
+      runtime.metrics.add("turns_unhanded");
+      runtime.log.warn(`A turn of ${conv.id} was answered, but the gateway did not hand it over; it is stored all the same`);
+      const { replica } = runtime.config;
+      await this.#commit(runtime, conv, { id: UNHANDED + randomUUID(), replica, at: Date.now(), messages });
+      return;
+    }
     this.#endSession(runtime);
     runtime.metrics.add("turns_given_up");
     await runtime.settleClaims(sessionKey, false);
@@ -215,6 +255,7 @@ export class TurnEngine {
     if (!reservation) return;
     runtime.reservations.delete(sessionKey);
     this.#lock = reservation.lock;
+    reservation.engine = true;
     // Another client's turn may have slipped in front of it: that one may use the lock, but is not its outcome.
     if (!plain(prompt).includes(plain(reservation.message))) return;
     reservation.adopted = true;

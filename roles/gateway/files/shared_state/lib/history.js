@@ -56,6 +56,9 @@ export function cleanTurn(messages) {
 /** The last answer's text in a turn; empty when it has none. */
 export const replyOf = (messages) => textOf(messages.findLast(({ role }) => role === "assistant"));
 
+/** The first user message's text in a turn. */
+export const askedIn = (messages) => textOf(messages.find(({ role }) => role === "user"));
+
 /** The same turn without its tool traffic: first user message and last answer. */
 const condensed = (turn) => ({
   ...turn,
@@ -128,6 +131,22 @@ const startsWith = (messages, prefix) =>
  */
 export const turnSuffix = (messages, localCount, lastHistory) =>
   messages.slice(startsWith(messages, lastHistory) ? lastHistory.length : localCount);
+
+/**
+ * The turn at the end of what a run had before it when it ended.
+ * @param {object[]} messages the run's
+ * @param {object[]} lastHistory the history it was given
+ * @returns {object[]} empty when the run did not answer
+ */
+export function runTurn(messages, lastHistory) {
+  const last = messages.at(-1);
+  if (last?.role !== "assistant" || last.stopReason !== "stop" || !textOf(last)) return [];
+  const from = startsWith(messages, lastHistory)
+    ? lastHistory.length
+    : messages.findLastIndex(({ role }) => role === "user");
+  const turn = messages.slice(Math.max(from, 0));
+  return turn[0].role === "user" ? turn : [];
+}
 
 /**
  * Turns of a conversation followed by those that have not reached Redis yet.

@@ -54,8 +54,10 @@ export const createHooks = (current) => ({
 
   /** After a crash the gateway repeats the interrupted turn by itself; another replica has answered it long since. */
   async before_agent_run(_event, ctx) {
-    if (ctx?.inputProvenance?.sourceTool !== CRASH_REPLAY) return undefined;
     const runtime = await current();
+    const reservation = runtime.reservations.get(ctx?.sessionKey);
+    if (reservation) reservation.begun = true;
+    if (ctx?.inputProvenance?.sourceTool !== CRASH_REPLAY) return undefined;
     runtime.metrics.add("crash_replays_blocked");
     runtime.log.info(`The replay of an interrupted turn in ${ctx.sessionKey} was blocked`);
     return { outcome: "block", reason: "interrupted turns are not repeated by a replica", message: "" };
@@ -75,6 +77,8 @@ export const createHooks = (current) => ({
     // A provider's error is a success to the gateway: it may still ask another one.
     const success = event.success && event.messages?.at(-1)?.stopReason !== "error";
     runtime.metrics.add(success ? "runs_succeeded" : "runs_failed");
+    const engine = runtime.active.get(ctx?.sessionKey);
+    if (success && engine) engine.ended = event.messages;
     await runtime.breaker.attemptEnded(event, ctx?.modelProviderId);
     // A failed attempt may be followed by another provider's: only the turn's end gives its claims back.
     if (success && ctx?.sessionKey) await runtime.settleClaims(ctx.sessionKey, true);

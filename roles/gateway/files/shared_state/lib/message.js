@@ -10,7 +10,7 @@ import { sessionKeyFor } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
 import { RedisAway } from "./outage.js";
 import { FORWARDED } from "./peers.js";
-import { HttpError, parseRequest, turnError } from "./request.js";
+import { HttpError, outcomeUnknown, parseRequest, turnError } from "./request.js";
 
 const ATTEMPTS = 3;
 const PAUSE_MS = 300;
@@ -208,6 +208,8 @@ class MessageTurn {
         },
         body: { model: "openclaw/default", messages: [{ role: "user", content: this.request.message }] },
         signal: AbortSignal.any([this.signal, timeout]),
+        // A kept connection may have been closed by a gateway that was busy, and then nobody knows what it began.
+        fresh: true,
       });
       const reply = body?.choices?.[0]?.message?.content;
       // A gateway that is busy with its own start or end refuses turns before they begin.
@@ -216,11 +218,18 @@ class MessageTurn {
         // Begun and not handed over for storing: the run itself failed.
         throw turnError(status, body?.error, reservation.adopted && reservation.outcome === undefined);
       }
-      if (reservation.outcome === undefined) {
+      if (reservation.begun && !reservation.engine) {
+        // The gateway could not ask for the history (its database was locked), so the answer is not one to this conversation.
+        this.runtime.metrics.add("turns_without_history");
+        return { outcome: "refused" };
+      }
+      if (reservation.outcome === undefined && reservation.adopted) {
+        // Not stored, and nobody knows whether it will be: no answer that could be relied on.
         this.runtime.metrics.add("turns_unrecorded");
         this.runtime.log.error(
           `A turn of ${this.conv.id} was answered, but the gateway did not hand it over for storing`,
         );
+        throw outcomeUnknown("The turn was answered, but not stored.");
       }
       return { outcome: reservation.outcome, body: this.#body(reply) };
     } catch (error) {
@@ -228,6 +237,7 @@ class MessageTurn {
       if (timeout.aborted)
         throw new HttpError(504, "turn_timeout", `The turn took more than ${config.turnTimeoutSeconds} s.`);
       this.runtime.log.error(`This gateway cannot be reached at ${config.gatewayUrl}: ${error.message}`);
+      if (error.connected) throw outcomeUnknown("The gateway ended the turn's connection.");
       throw new HttpError(503, "gateway_unavailable", "This gateway takes no new turns now.", { retryAfter: 1 });
     } finally {
       if (reservations.get(this.sessionKey) === reservation) reservations.delete(this.sessionKey);

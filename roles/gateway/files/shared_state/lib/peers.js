@@ -5,7 +5,7 @@
 import { createHash } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { postJson, readBody, sendError, sendJson } from "./http.js";
-import { HttpError } from "./request.js";
+import { HttpError, outcomeUnknown } from "./request.js";
 
 export const PEER_PATH = "/api/v1/peer";
 /** Names the replica that passed a request on: whoever gets it answers it. */
@@ -161,9 +161,7 @@ export class Peers {
       const retryAfter = Number(answer.headers["retry-after"]) || undefined;
       throw new HttpError(answer.status, error.code, error.message, { retryAfter });
     }
-    throw new HttpError(503, "outcome_unknown", "The replica that was answering this turn was lost.", {
-      retryAfter: 1,
-    });
+    throw outcomeUnknown("The replica that was answering this turn was lost.");
   }
 
   /** POST /api/v1/peer: another replica asks. */

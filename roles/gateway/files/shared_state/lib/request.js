@@ -104,6 +104,9 @@ export function parseRequest(text, headerKey) {
   return { channel, user, message, messageId, key: headerKey ?? messageId, fingerprint };
 }
 
+/** A turn of which nobody can say whether it was stored: the same key tells, by being sent again. */
+export const outcomeUnknown = (message) => new HttpError(503, "outcome_unknown", message, { retryAfter: 1 });
+
 /**
  * What a failed turn means for the client of POST /api/v1/message.
  * @param {number} status of the gateway's own chat endpoint

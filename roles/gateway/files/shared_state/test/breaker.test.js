@@ -305,7 +305,8 @@ test("off: nothing is asked", async () => {
 test("the gateway's hooks lead to the breaker; a provider's error settles no webhook message", async () => {
   const breaker = breakerOf(new SharedCircuits());
   const settled = [];
-  const runtime = { breaker, metrics: new Metrics(), settleClaims: async (...args) => settled.push(args) };
+  const settleClaims = async (...args) => settled.push(args);
+  const runtime = { breaker, metrics: new Metrics(), active: new Map(), settleClaims };
   const hooks = createHooks(async () => runtime);
   const ctx = { modelProviderId: "cloud", modelId: "cloud-m", sessionKey: "s" };
   await hooks.agent_end(failing("500 no"), ctx);

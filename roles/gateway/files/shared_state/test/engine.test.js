@@ -4,6 +4,7 @@
 
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { createHooks } from "../lib/hooks.js";
 import { answerMessage, engineOf, FakeRedis, KEY, replica, turn, userMessage } from "./support/rig.js";
 
 const pair = async (overrides) => {
@@ -166,6 +167,49 @@ test("a turn left over from a crash is written by whoever gets it", async () => 
     messages: [userMessage("m0"), answerMessage("ok")],
   });
   assert.deepEqual(redis.texts("web:bob").sort(), ["m0", "m1"]);
+});
+
+/** A turn whose answer the gateway has and does not hand over. @returns {Promise<object>} its local user message */
+async function unhanded(runtime, text, end = answerMessage("ok")) {
+  const engine = engineOf(runtime);
+  const { messages } = await engine.assemble({ sessionKey: KEY, sessionId: "s", messages: [], prompt: text });
+  const asked = userMessage(text);
+  await createHooks(async () => runtime).agent_end(
+    { success: true, messages: [...messages, asked, end] },
+    { sessionKey: KEY },
+  );
+  await engine.dispose();
+  return asked;
+}
+
+test("a turn that was answered and not handed over is stored all the same, once", async () => {
+  const { redis, a, b } = await pair();
+  await turn(b, "m1");
+  const asked = await unhanded(a, "m2");
+  assert.deepEqual(redis.texts("web:bob"), ["m1", "m2"]);
+  assert.equal(a.metrics.get("turns_unhanded"), 1);
+  const late = { advancementKey: "late", sessionKey: KEY, messages: [asked, answerMessage("ok")] };
+  assert.deepEqual(await engineOf(a).commitTurn(late), { status: "duplicate" });
+  assert.deepEqual(await turn(b, "m3"), ["m1", "m2"]);
+  assert.deepEqual(redis.texts("web:bob"), ["m1", "m2", "m3"]);
+});
+
+test("not handed over while Redis is away: it is kept once", async () => {
+  const { redis, a } = await pair();
+  redis.away = true;
+  const asked = await unhanded(a, "m1");
+  const late = { advancementKey: "late", sessionKey: KEY, messages: [asked, answerMessage("ok")] };
+  assert.deepEqual(await engineOf(a).commitTurn(late), { status: "duplicate" });
+  redis.away = false;
+  await a.replayer.all();
+  assert.deepEqual(redis.texts("web:bob"), ["m1"]);
+});
+
+test("a run that ended without an answer is given up", async () => {
+  const { redis, a } = await pair();
+  await unhanded(a, "m1", { ...answerMessage("half"), stopReason: "aborted" });
+  assert.deepEqual(redis.texts("web:bob"), []);
+  assert.equal(a.metrics.get("turns_given_up"), 1);
 });
 
 test("a turn that no replica confirmed stays on record until one does", async () => {

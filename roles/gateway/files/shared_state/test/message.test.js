@@ -59,6 +59,42 @@ test("message_id comes back and is a key", async () => {
   assert.equal(turns, 1);
 });
 
+test("an answer that was given without the conversation's history is not passed on", async () => {
+  const hooks = createHooks(async () => a);
+  behaviour = async (context) => {
+    await hooks.before_agent_run({}, { sessionKey: context.sessionKey });
+    if (turns > 1) return assemble(context);
+    return "unhanded";
+  };
+  const { status, reply } = await post(a, "hi");
+  assert.deepEqual([status, reply, turns], [200, "re hi", 2]);
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+  assert.equal(a.metrics.get("turns_without_history"), 1);
+});
+
+test("an answer that is neither stored nor kept is not passed on", async () => {
+  behaviour = async (context) => {
+    await assemble(context);
+    return "unhanded";
+  };
+  const { status, error } = await post(a, "hi");
+  assert.deepEqual([status, error.code], [503, "outcome_unknown"]);
+});
+
+test("a command that needs no model is answered", async () => {
+  behaviour = async () => "unhanded";
+  assert.equal((await post(a, "/status")).status, 200);
+});
+
+test("a turn's connection that breaks half-way leaves its outcome unknown", async () => {
+  behaviour = async (context) => {
+    await assemble(context);
+    context.req.socket.destroy();
+  };
+  const { status, error } = await post(a, "hi");
+  assert.deepEqual([status, error.code], [503, "outcome_unknown"]);
+});
+
 test("one key, two replicas at once: one turn, one answer", async () => {
   behaviour = async (context) => {
     await assemble(context);

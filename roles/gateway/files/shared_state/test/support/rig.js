@@ -240,7 +240,8 @@ export const assemble = async ({ engine, sessionKey, text }) => {
 
 /**
  * A gateway that has the plugin's routes and runs a turn as the real one does.
- * @param {(context: object) => Promise<number|*>} run until the answer is there; a number is an error's status
+ * @param {(context: object) => Promise<number|string|*>} run until the answer is there; a number is an error's status,
+ *   "unhanded" an answer that is not handed over for storing
  * @returns {Promise<http.Server>} listening; its url is the replica's gatewayUrl
  */
 export async function gateway(runtime, run) {
@@ -261,7 +262,7 @@ export async function gateway(runtime, run) {
     const engine = engineOf(runtime);
     const result = await run({ runtime, engine, sessionKey, text, id, req });
     const status = Number.isInteger(result) ? result : 200;
-    if (status === 200) {
+    if (status === 200 && result !== "unhanded") {
       const messages = [userMessage(text), answerMessage(`re ${text}`)];
       await engine.commitTurn({ advancementKey: id, sessionKey, messages });
     }
