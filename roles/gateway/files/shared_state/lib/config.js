@@ -18,7 +18,8 @@ export const DEFAULTS = Object.freeze({
   // Replicas that stand in for each other's memory while Redis is away, and how long one may take to say what it knows:
   // a gateway that begins several turns at once is deaf for some hundred ms.
   peers: Object.freeze([]),
-  peerTimeoutMs: 1000,
+  // A busy peer must be heard: without it a conversation would be continued from what this replica happens to know.
+  peerTimeoutMs: 5000,
   lockLeaseMs: 10000,
   routeWaitMs: 30000,
   // Replicas that must confirm a turn before it counts as safe; 0 where Redis has no replica.

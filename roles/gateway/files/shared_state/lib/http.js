@@ -5,8 +5,6 @@
 import http from "node:http";
 import { HttpError } from "./request.js";
 
-const agent = new http.Agent({ keepAlive: true, maxSockets: Infinity });
-
 /**
  * Reads a request body.
  * @throws {HttpError} 413 beyond maxBytes
@@ -41,20 +39,20 @@ export function sendError(res, error) {
 }
 
 /**
- * One JSON request to this gateway or another one.
+ * One JSON request to this gateway or another one, on a connection of its own: a kept one may have been closed by a busy
+ * process, and then nobody knows what it began. An error says in `connected` whether the other side can have got it.
  * @param {string} url
- * @param {{headers: object, body: object, signal: AbortSignal, fresh?: boolean}} options fresh: on a connection of its
- *   own; then an error says in `connected` whether the other side can have got anything
+ * @param {{headers: object, body: object, signal: AbortSignal}} options
  * @returns {Promise<{status: number, headers: object, body: object|undefined}>}
  */
-export function postJson(url, { headers, body, signal, fresh = false }) {
+export function postJson(url, { headers, body, signal }) {
   const payload = Buffer.from(JSON.stringify(body));
   return new Promise((resolve, reject) => {
     const request = http.request(
       url,
       {
         method: "POST",
-        agent: fresh ? false : agent,
+        agent: false,
         signal,
         headers: { ...headers, "content-type": "application/json", "content-length": payload.length },
       },

@@ -208,8 +208,6 @@ class MessageTurn {
         },
         body: { model: "openclaw/default", messages: [{ role: "user", content: this.request.message }] },
         signal: AbortSignal.any([this.signal, timeout]),
-        // A kept connection may have been closed by a gateway that was busy, and then nobody knows what it began.
-        fresh: true,
       });
       const reply = body?.choices?.[0]?.message?.content;
       // A gateway that is busy with its own start or end refuses turns before they begin.

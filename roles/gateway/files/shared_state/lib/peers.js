@@ -145,7 +145,6 @@ export class Peers {
         headers: { ...this.#headers(), [FORWARDED]: self, ...(key && { "idempotency-key": key }) },
         body: { channel, user_id: user, message, message_id: messageId },
         signal: AbortSignal.any([signal, timeout]),
-        fresh: true,
       });
     } catch (error) {
       if (signal.aborted) throw error;
