@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { isOutage, Outage, RedisAway } from "./outage.js";
+import { causeOf, isFull, isOutage, Outage, RedisAway } from "./outage.js";
 
 const RETRY_MS = 100;
 const PROBE_MS = 1000;
@@ -25,6 +25,7 @@ export class Link {
   #connect;
   #lastError;
   #onBack;
+  #onFull;
   #heartbeatKey;
   #clients = {};
   #stopped = false;
@@ -37,14 +38,16 @@ export class Link {
    * @param {import("./metrics.js").Metrics} options.metrics
    * @param {string} options.heartbeatKey hash that the probe writes to
    * @param {() => void} options.onBack called when an outage has ended
+   * @param {() => void} options.onFull called when Redis refuses a write for want of memory
    * @param {() => import("ioredis").Redis} options.connect opens a connection to the primary
    */
-  constructor({ config, log, metrics, heartbeatKey, onBack, connect }) {
+  constructor({ config, log, metrics, heartbeatKey, onBack, onFull, connect }) {
     this.#config = config;
     this.#log = log;
     this.#metrics = metrics;
     this.#heartbeatKey = heartbeatKey;
     this.#onBack = onBack;
+    this.#onFull = onFull;
     this.#outage = new Outage(config.outageWaitMs);
     this.#connect = connect;
     this.#reconnect();
@@ -93,13 +96,25 @@ export class Link {
         const result = await operation(this.#clients[client]);
         this.#succeeded();
         return result;
-      } catch (error) {
-        if (!isOutage(error)) throw error;
+      } catch (failure) {
+        const error = causeOf(failure);
+        if (!isOutage(error)) throw failure;
         this.#failed(error);
+        if (isFull(error)) this.#onFull();
         if (once || Date.now() >= deadline) throw new RedisAway(error);
         await sleep(RETRY_MS);
       }
     }
+  }
+
+  /**
+   * Runs one operation that tells nothing about whether Redis takes writes: it neither begins an outage nor ends one.
+   * @template T
+   * @param {(client: import("ioredis").Redis) => Promise<T>} operation
+   * @returns {Promise<T>}
+   */
+  async aside(operation) {
+    return operation(this.#clients.turns);
   }
 
   #failed(error) {
