@@ -30,6 +30,7 @@ export class Link {
   #clients = {};
   #stopped = false;
   #stuck = 0;
+  #full = false;
 
   /**
    * @param {object} options
@@ -66,7 +67,7 @@ export class Link {
    * @throws {RedisAway}
    */
   async unsettled() {
-    if (this.#outage.suspected) await this.run(() => this.#probe());
+    if (this.#outage.suspected) await this.run(() => this.#probe(), { writes: true });
     return this.#outage.calm(Date.now()) < GRACE_MS;
   }
 
@@ -84,23 +85,27 @@ export class Link {
    * Runs one idempotent operation, waiting out a failover.
    * @template T
    * @param {(client: import("ioredis").Redis) => Promise<T>} operation
-   * @param {{client?: "turns"|"commits", once?: boolean}} [options] once: a single try, for background work
+   * @param {{client?: "turns"|"commits", once?: boolean, writes?: boolean}} [options] once: a single try, for background
+   *   work; writes: needs memory, so its success shows that Redis is no longer full
    * @returns {Promise<T>}
    * @throws {RedisAway} when Redis is away; any other error is about this operation only
    */
-  async run(operation, { client = "turns", once = false } = {}) {
+  async run(operation, { client = "turns", once = false, writes = false } = {}) {
     const deadline = Date.now() + this.#config.outageWaitMs;
     for (;;) {
       if ((this.#outage.away && !once) || this.#stopped) throw new RedisAway(this.#lastError);
       try {
         const result = await operation(this.#clients[client]);
-        this.#succeeded();
+        this.#succeeded(writes);
         return result;
       } catch (failure) {
         const error = causeOf(failure);
         if (!isOutage(error)) throw failure;
         this.#failed(error);
-        if (isFull(error)) this.#onFull();
+        if (isFull(error)) {
+          this.#full = true;
+          this.#onFull();
+        }
         if (once || Date.now() >= deadline) throw new RedisAway(error);
         await sleep(RETRY_MS);
       }
@@ -128,7 +133,10 @@ export class Link {
     );
   }
 
-  #succeeded() {
+  #succeeded(writes) {
+    // A full Redis still reads, deletes and prolongs.
+    if (this.#full && !writes) return;
+    this.#full = false;
     const now = Date.now();
     const lasted = this.#outage.lasted(now);
     if (!this.#outage.succeeded(now)) return;
@@ -141,7 +149,7 @@ export class Link {
       await sleep(this.#outage.suspected ? PROBE_DOWN_MS : PROBE_MS, undefined, { ref: false });
       if (this.#stopped) return;
       try {
-        await this.run(() => this.#probe(), { once: true });
+        await this.run(() => this.#probe(), { once: true, writes: true });
         this.#stuck = 0;
       } catch {
         this.#stuck += 1;

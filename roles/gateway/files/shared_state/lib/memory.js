@@ -105,8 +105,8 @@ export class Memory {
   async #tell(dropped, freed) {
     this.#metrics.add("conversations_dropped", dropped);
     this.#log.warn(
-      `event=conversations_dropped conversations=${dropped} freed_mb=${megabytes(freed)} (the longest idle ones, because ` +
-        "the memory of Redis was nearly full; to keep more, raise redis_maxmemory)",
+      `event=conversations_dropped conversations=${dropped} freed_mb=${megabytes(freed)} (the longest idle ones; ` +
+        "the memory of Redis was nearly full: to keep more, raise redis_maxmemory)",
     );
     await this.#store.tellDropped(dropped, freed).catch(() => {});
   }

@@ -246,7 +246,7 @@ return 0`;
  * passed over. Several replicas may do this at once: each deletion looks at the memory anew.
  * KEYS idle  ARGV above (percent of maxmemory; with less in use nothing is done), until (percent), idleMs, most to look
  *      at, how many of the index to leave out, names without id: of conversations, of sessions, of locks
- * Returns {bytes in use, maxmemory (0 = unlimited), dropped, bytes freed, passed over, 1 = not enough, and more to see}.
+ * Returns {bytes in use, maxmemory (0 = unlimited), dropped, bytes freed, passed over, 1 = not enough and more to see}.
  */
 export const MAKE_ROOM = `#!lua flags=allow-oom${NOW}
 local function memory()
@@ -275,8 +275,9 @@ for _, id in ipairs(ids) do
   end
 end
 local more = used > enough and #ids == tonumber(ARGV[4])
-return {used, max, dropped, before - used, passed, more and 1 or 0}`;
+return {used, max, dropped, math.max(0, before - used), passed, more and 1 or 0}`;
 
 /** Tells of dropped histories. KEYS events  ARGV replica, conversations, bytes, most events, event ttlSeconds. */
 export const DROPPED = `#!lua flags=allow-oom${NOW}${EVENT}
-event('conversations_dropped', ARGV[1], {conversations = tonumber(ARGV[2]), bytes = tonumber(ARGV[3])}, ARGV[4], ARGV[5])`;
+local detail = {conversations = tonumber(ARGV[2]), bytes = tonumber(ARGV[3])}
+event('conversations_dropped', ARGV[1], detail, ARGV[4], ARGV[5])`;

@@ -133,7 +133,7 @@ export class Store {
         for (const [error] of answers) if (error) throw error;
         return answers.map(([, value]) => value);
       },
-      { client: "commits", once },
+      { client: "commits", once, writes: true },
     );
     const confirmed = waitReplicas === 0 || replicas >= waitReplicas;
     if (status === "committed" || status === "duplicate") this.#confirmed = confirmed;
@@ -250,10 +250,10 @@ export class Store {
 
   /**
    * Deletes some of the longest idle histories, if the memory of Redis is fuller than allowed.
-   * @param {{above: number, until: number, idleMs: number, most: number, skip: number}} options above, until: percent of
-   *   maxmemory; skip: so many of the longest idle ones are left out
-   * @returns {Promise<{used: number, max: number, dropped: number, freed: number, passed: number, more: boolean}>} used,
-   *   max, freed: bytes; passed: locked ones; more: not enough yet, and there are more to look at
+   * @param {{above: number, until: number, idleMs: number, most: number, skip: number}} options
+   *   above, until: percent of maxmemory; skip: so many of the longest idle ones are left out
+   * @returns {Promise<{used: number, max: number, dropped: number, freed: number, passed: number, more: boolean}>}
+   *   used, max, freed: bytes; passed: locked ones; more: not enough yet, and there are more to look at
    */
   async makeRoom({ above, until, idleMs, most, skip }) {
     const { conversation, session, lock, idle } = this.#keys;
