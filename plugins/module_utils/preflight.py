@@ -476,9 +476,9 @@ CHECKS = (
 
 def _eviction(cluster):
     def check(host, value):
-        if str(value).startswith("allkeys-"):
-            found = f"{value}, which evicts locks, leases and journals as well"
-            yield _say("redis_maxmemory_policy", found, "any, but better volatile-lru", "change it")
+        if str(value).startswith(("allkeys-", "volatile-")):
+            found = f"{value}, which evicts locks, fencing numbers and journals as well"
+            yield _say("redis_maxmemory_policy", found, "any, but better noeviction", "change it")
 
     return cluster.judge("redis_maxmemory_policy", cluster.members("openclaw_redis"), check)
 

@@ -72,7 +72,7 @@ def test_redis_is_one_primary_with_replicas_and_append_only_files(hosts, topolog
             "appendonly": "yes",
             "appendfsync": "everysec",
             "maxmemory": str(256 * 1024 * 1024),
-            "maxmemory-policy": "volatile-lru",
+            "maxmemory-policy": "noeviction",
             "auto-aof-rewrite-percentage": "100",
             "auto-aof-rewrite-min-size": str(64 * 1024 * 1024),
             "save": "900 1 300 10 60 10000",

@@ -33,7 +33,7 @@ SETTINGS = {
         {"name": "ollama", "type": "ollama", "model": "llama3.2:1b"},
     ],
     "redis_maxmemory": "256mb",
-    "redis_maxmemory_policy": "volatile-lru",
+    "redis_maxmemory_policy": "noeviction",
     "redis_password": SECRET + "redis",
     "sentinel_password": SECRET + "sentinel",
 }
@@ -637,7 +637,9 @@ def test_a_closer_check_speaks_alone(case):
 # --- what works but costs something
 
 
-@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
+@pytest.mark.parametrize(
+    "policy", [f"{keys}-{how}" for keys in ("volatile", "allkeys") for how in ("lru", "lfu", "random")] + ["volatile-ttl"]
+)
 def test_a_policy_that_evicts_locks_is_a_warning(case, policy):
     case.set(redis_maxmemory_policy=policy)
     assert case.problems() == []

@@ -110,6 +110,7 @@ export const redisKeys = (prefix) => ({
   circuit: (provider) => `${prefix}breaker:${provider}`,
   trial: (provider) => `${prefix}breaker:${provider}:trial`,
   events: () => `${prefix}events`,
+  idle: () => `${prefix}idle`,
   bucket: (name) => `${prefix}rate:${name}`,
   metrics: (replica) => `${prefix}metrics:gateway:${replica}`,
 });

@@ -3,7 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { setTimeout as sleep } from "node:timers/promises";
-import { isOutage, Outage, RedisAway } from "./outage.js";
+import { causeOf, isFull, isOutage, Outage, RedisAway } from "./outage.js";
 
 const RETRY_MS = 100;
 const PROBE_MS = 1000;
@@ -25,10 +25,12 @@ export class Link {
   #connect;
   #lastError;
   #onBack;
+  #onFull;
   #heartbeatKey;
   #clients = {};
   #stopped = false;
   #stuck = 0;
+  #full = false;
 
   /**
    * @param {object} options
@@ -37,14 +39,16 @@ export class Link {
    * @param {import("./metrics.js").Metrics} options.metrics
    * @param {string} options.heartbeatKey hash that the probe writes to
    * @param {() => void} options.onBack called when an outage has ended
+   * @param {() => void} options.onFull called when Redis refuses a write for want of memory
    * @param {() => import("ioredis").Redis} options.connect opens a connection to the primary
    */
-  constructor({ config, log, metrics, heartbeatKey, onBack, connect }) {
+  constructor({ config, log, metrics, heartbeatKey, onBack, onFull, connect }) {
     this.#config = config;
     this.#log = log;
     this.#metrics = metrics;
     this.#heartbeatKey = heartbeatKey;
     this.#onBack = onBack;
+    this.#onFull = onFull;
     this.#outage = new Outage(config.outageWaitMs);
     this.#connect = connect;
     this.#reconnect();
@@ -63,7 +67,7 @@ export class Link {
    * @throws {RedisAway}
    */
   async unsettled() {
-    if (this.#outage.suspected) await this.run(() => this.#probe());
+    if (this.#outage.suspected) await this.run(() => this.#probe(), { writes: true });
     return this.#outage.calm(Date.now()) < GRACE_MS;
   }
 
@@ -81,25 +85,41 @@ export class Link {
    * Runs one idempotent operation, waiting out a failover.
    * @template T
    * @param {(client: import("ioredis").Redis) => Promise<T>} operation
-   * @param {{client?: "turns"|"commits", once?: boolean}} [options] once: a single try, for background work
+   * @param {{client?: "turns"|"commits", once?: boolean, writes?: boolean}} [options] once: a single try, for background
+   *   work; writes: needs memory, so its success shows that Redis is no longer full
    * @returns {Promise<T>}
    * @throws {RedisAway} when Redis is away; any other error is about this operation only
    */
-  async run(operation, { client = "turns", once = false } = {}) {
+  async run(operation, { client = "turns", once = false, writes = false } = {}) {
     const deadline = Date.now() + this.#config.outageWaitMs;
     for (;;) {
       if ((this.#outage.away && !once) || this.#stopped) throw new RedisAway(this.#lastError);
       try {
         const result = await operation(this.#clients[client]);
-        this.#succeeded();
+        this.#succeeded(writes);
         return result;
-      } catch (error) {
-        if (!isOutage(error)) throw error;
+      } catch (failure) {
+        const error = causeOf(failure);
+        if (!isOutage(error)) throw failure;
         this.#failed(error);
+        if (isFull(error)) {
+          this.#full = true;
+          this.#onFull();
+        }
         if (once || Date.now() >= deadline) throw new RedisAway(error);
         await sleep(RETRY_MS);
       }
     }
+  }
+
+  /**
+   * Runs one operation that tells nothing about whether Redis takes writes: it neither begins an outage nor ends one.
+   * @template T
+   * @param {(client: import("ioredis").Redis) => Promise<T>} operation
+   * @returns {Promise<T>}
+   */
+  async aside(operation) {
+    return operation(this.#clients.turns);
   }
 
   #failed(error) {
@@ -113,7 +133,10 @@ export class Link {
     );
   }
 
-  #succeeded() {
+  #succeeded(writes) {
+    // A full Redis still reads, deletes and prolongs.
+    if (this.#full && !writes) return;
+    this.#full = false;
     const now = Date.now();
     const lasted = this.#outage.lasted(now);
     if (!this.#outage.succeeded(now)) return;
@@ -126,7 +149,7 @@ export class Link {
       await sleep(this.#outage.suspected ? PROBE_DOWN_MS : PROBE_MS, undefined, { ref: false });
       if (this.#stopped) return;
       try {
-        await this.run(() => this.#probe(), { once: true });
+        await this.run(() => this.#probe(), { once: true, writes: true });
         this.#stuck = 0;
       } catch {
         this.#stuck += 1;

@@ -20,6 +20,12 @@ const SERVER_TROUBLE =
  */
 export const isOutage = (error) => error.name !== "ReplyError" || SERVER_TROUBLE.test(error.message);
 
+/** Has Redis refused a write for want of memory? */
+export const isFull = (error) => /^OOM command/.test(error.message);
+
+/** Why a command failed: of a transaction that was discarded, what its first refused command was told. */
+export const causeOf = (error) => error.previousErrors?.[0] ?? error;
+
 /**
  * How long one outage may hold turns up: everybody waits for the new primary until `waitMs` after its first failure,
  * together and once; from then on Redis counts as away and nobody waits until a write has succeeded again.

@@ -7,6 +7,7 @@ import { Breaker } from "./breaker.js";
 import { redisKeys } from "./keys.js";
 import { Limiter } from "./limits.js";
 import { Link } from "./link.js";
+import { Memory } from "./memory.js";
 import { Metrics } from "./metrics.js";
 import { OllamaCheck } from "./ollama.js";
 import { Peers } from "./peers.js";
@@ -56,8 +57,10 @@ export class Runtime {
       connect,
       heartbeatKey: redisKeys(config.keyPrefix).metrics(config.replica),
       onBack: () => void this.replayer.all(),
+      onFull: () => this.memory.full(),
     });
     this.store = new Store({ config, link: this.link, metrics });
+    this.memory = new Memory({ store: this.store, log, metrics });
     this.spool = new Spool({
       dir: config.spoolDir,
       maxRecords: config.spoolMaxRecords,
@@ -102,6 +105,7 @@ export class Runtime {
     this.link.start();
     this.replayer.start();
     this.breaker.start();
+    this.memory.start();
     this.ollama.start();
     this.metrics.start(
       (fields) => this.store.writeMetrics(fields),
@@ -120,6 +124,7 @@ export class Runtime {
     this.metrics.stop();
     this.replayer.stop();
     this.breaker.stop();
+    this.memory.stop();
     this.ollama.stop();
     this.link.stop();
   }

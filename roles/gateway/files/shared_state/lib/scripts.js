@@ -7,6 +7,11 @@
 //   seq    number of the latest turn; it only grows, and is the fencing token: a turn that saw seq may be appended
 //          while seq is still the latest and nobody else holds the lock
 //   epoch  counts resets; what was said before a reset never comes back
+//   idle   index of the conversations that have a history, by the time of their last turn (ms)
+
+const NOW = `
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)`;
 
 /**
  * Takes or keeps the lock and reads the conversation. Idempotent by owner: a lost reply does not lock its sender out.
@@ -41,15 +46,15 @@ return 0`;
 
 /**
  * Appends one turn exactly once and gives the lock back.
- * KEYS conversation, session, seen, lock, idempotency
+ * KEYS conversation, session, seen, lock, idempotency, idle
  * ARGV turn JSON, id, owner, base seq ("" = unknown), epoch ("" = any), ttlSeconds, nowMs, maxTurns,
  *      channel, user, replica, answer JSON ("" = no idempotency key), answer ttl, mode:
  *      "next"  only as the turn after base, while nobody else holds the lock
  *      "kept"  only under the lock; put where its time belongs, and flagged late when others came between
- *      time of the turn (ms)
+ *      time of the turn (ms), conversation's id
  * Returns {status, seq, late}: committed | duplicate | fenced | discarded (before a reset) | answered (key used).
  */
-export const COMMIT = `
+export const COMMIT = `${NOW}
 local function unlock() if redis.call('GET', KEYS[4]) == ARGV[3] then redis.call('DEL', KEYS[4]) end end
 local seq = redis.call('ZSCORE', KEYS[3], ARGV[2])
 if seq then
@@ -88,23 +93,31 @@ redis.call('ZREMRANGEBYRANK', KEYS[3], 0, -2 * tonumber(ARGV[8]) - 1)
 redis.call('HSET', KEYS[2], 'channel', ARGV[9], 'user_id', ARGV[10], 'replica', ARGV[11], 'last_at', ARGV[7])
 redis.call('HSETNX', KEYS[2], 'first_at', ARGV[7])
 if late then redis.call('HINCRBY', KEYS[2], 'late', 1) end
+redis.call('ZADD', KEYS[6], string.format('%.0f', now), ARGV[16])
+redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', string.format('%.0f', now - ARGV[6] * 1000))
 for i = 1, 3 do redis.call('EXPIRE', KEYS[i], ARGV[6]) end
 if ARGV[12] ~= '' then redis.call('SET', KEYS[5], ARGV[12], 'EX', ARGV[13]) end
 unlock()
 return {'committed', seq, late and 1 or 0}`;
 
-/** Forgets a conversation. KEYS conversation, session, seen  ARGV ttlSeconds. Returns the new epoch. */
+/** Forgets a conversation. KEYS conversation, session, seen, idle  ARGV ttlSeconds, id. Returns the new epoch. */
 export const RESET = `
 redis.call('DEL', KEYS[1], KEYS[3])
+redis.call('ZREM', KEYS[4], ARGV[2])
 local epoch = redis.call('HINCRBY', KEYS[2], 'epoch', 1)
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return epoch`;
 
-/** Keeps the newest turns. KEYS conversation, session  ARGV keep, ttlSeconds. Returns {before, after}. */
+/** Keeps the newest turns. KEYS conversation, session, idle  ARGV keep, ttlSeconds, id. Returns {before, after}. */
 export const COMPACT = `
 local before = redis.call('LLEN', KEYS[1])
 local keep = tonumber(ARGV[1])
-if keep == 0 then redis.call('DEL', KEYS[1]) else redis.call('LTRIM', KEYS[1], -keep, -1) end
+if keep == 0 then
+  redis.call('DEL', KEYS[1])
+  redis.call('ZREM', KEYS[3], ARGV[3])
+else
+  redis.call('LTRIM', KEYS[1], -keep, -1)
+end
 redis.call('HINCRBY', KEYS[2], 'compactions', 1)
 redis.call('EXPIRE', KEYS[2], ARGV[2])
 return {before, redis.call('LLEN', KEYS[1])}`;
@@ -134,15 +147,12 @@ if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1`;
 
-const NOW = `
-local t = redis.call('TIME')
-local now = t[1] * 1000 + math.floor(t[2] / 1000)`;
-
+// The stream of events is the last key.
 const EVENT = `
 local function event(kind, replica, detail, most, ttl)
-  redis.call('XADD', KEYS[3], 'MAXLEN', '~', most, '*', 'type', kind, 'at', string.format('%.0f', now),
+  redis.call('XADD', KEYS[#KEYS], 'MAXLEN', '~', most, '*', 'type', kind, 'at', string.format('%.0f', now),
     'replica', replica, 'detail', cjson.encode(detail))
-  redis.call('EXPIRE', KEYS[3], ttl)
+  redis.call('EXPIRE', KEYS[#KEYS], ttl)
 end`;
 
 /** Circuits of several providers. KEYS circuits. Returns {state, failures, ms until a trial, ms open} of each. */
@@ -229,3 +239,45 @@ for i, key in ipairs(KEYS) do
   redis.call('PEXPIRE', key, math.ceil(ARGV[2 * i] * 60000 / ARGV[2 * i - 1]) + 1000)
 end
 return 0`;
+
+/**
+ * Makes room in a full memory: deletes the histories that were idle for longest, one after the other, until there is
+ * enough. Numbers and journals stay, so such a conversation goes on with an empty history. One whose lock is held is
+ * passed over. Several replicas may do this at once: each deletion looks at the memory anew.
+ * KEYS idle  ARGV above (percent of maxmemory; with less in use nothing is done), until (percent), idleMs, most to look
+ *      at, how many of the index to leave out, names without id: of conversations, of sessions, of locks
+ * Returns {bytes in use, maxmemory (0 = unlimited), dropped, bytes freed, passed over, 1 = not enough and more to see}.
+ */
+export const MAKE_ROOM = `#!lua flags=allow-oom${NOW}
+local function memory()
+  local info = redis.call('INFO', 'memory')
+  local function bytes(name) return tonumber(string.match(info, '\\n' .. name .. ':(%d+)')) end
+  -- As Redis itself compares them.
+  return bytes('used_memory') - bytes('mem_not_counted_for_evict'), bytes('maxmemory')
+end
+local used, max = memory()
+local before, dropped, passed = used, 0, 0
+if max == 0 or used <= max * ARGV[1] / 100 then return {used, max, 0, 0, 0, 0} end
+local enough = max * ARGV[2] / 100
+local oldest = string.format('%.0f', now - ARGV[3])
+local ids = redis.call('ZRANGE', KEYS[1], '-inf', oldest, 'BYSCORE', 'LIMIT', ARGV[5], ARGV[4])
+for _, id in ipairs(ids) do
+  if used <= enough then break end
+  if redis.call('GET', ARGV[8] .. id) then
+    passed = passed + 1
+  else
+    redis.call('ZREM', KEYS[1], id)
+    if redis.call('DEL', ARGV[6] .. id) == 1 then
+      dropped = dropped + 1
+      if redis.call('HGET', ARGV[7] .. id, 'turns') then redis.call('HINCRBY', ARGV[7] .. id, 'dropped', 1) end
+    end
+    used = memory()
+  end
+end
+local more = used > enough and #ids == tonumber(ARGV[4])
+return {used, max, dropped, math.max(0, before - used), passed, more and 1 or 0}`;
+
+/** Tells of dropped histories. KEYS events  ARGV replica, conversations, bytes, most events, event ttlSeconds. */
+export const DROPPED = `#!lua flags=allow-oom${NOW}${EVENT}
+local detail = {conversations = tonumber(ARGV[2]), bytes = tonumber(ARGV[3])}
+event('conversations_dropped', ARGV[1], detail, ARGV[4], ARGV[5])`;

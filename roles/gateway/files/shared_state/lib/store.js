@@ -94,10 +94,17 @@ export class Store {
    * @returns {Promise<{status: string, seq: number, late: boolean, confirmed: boolean}>}
    */
   async commit({ conv, owner, base, epoch, turn, idempotency }, { mode, once = false }) {
-    const { conversation, session, seen, lock, idempotency: idem } = this.#keys;
+    const { conversation, session, seen, lock, idempotency: idem, idle } = this.#keys;
     const { conversationTtlSeconds, maxTurns, replica, idempotencyTtlSeconds, waitReplicas, waitTimeoutMs } =
       this.#config;
-    const keys = [conversation(conv), session(conv), seen(conv), lock(conv), idem(conv, idempotency?.key ?? "")];
+    const keys = [
+      conversation(conv),
+      session(conv),
+      seen(conv),
+      lock(conv),
+      idem(conv, idempotency?.key ?? ""),
+      idle(),
+    ];
     const args = [
       JSON.stringify(turn),
       turn.id,
@@ -114,6 +121,7 @@ export class Store {
       idempotencyTtlSeconds,
       mode,
       turn.at,
+      conv.id,
     ].map(String);
     // Where confirmations fail just now, a turn does not wait the whole time for one more failure.
     const waitMs = this.#confirmed ? waitTimeoutMs : MS_UNCONFIRMED;
@@ -125,7 +133,7 @@ export class Store {
         for (const [error] of answers) if (error) throw error;
         return answers.map(([, value]) => value);
       },
-      { client: "commits", once },
+      { client: "commits", once, writes: true },
     );
     const confirmed = waitReplicas === 0 || replicas >= waitReplicas;
     if (status === "committed" || status === "duplicate") this.#confirmed = confirmed;
@@ -135,22 +143,22 @@ export class Store {
   }
 
   async reset(conv, options = {}) {
-    const { conversation, session, seen } = this.#keys;
+    const { conversation, session, seen, idle } = this.#keys;
     await this.#eval(
       scripts.RESET,
-      [conversation(conv), session(conv), seen(conv)],
-      [this.#config.conversationTtlSeconds],
+      [conversation(conv), session(conv), seen(conv), idle()],
+      [this.#config.conversationTtlSeconds, conv.id],
       options,
     );
   }
 
   /** Keeps the newest `keep` turns. @returns {Promise<{before: number, after: number}>} */
   async compact(conv, keep) {
-    const { conversation, session } = this.#keys;
+    const { conversation, session, idle } = this.#keys;
     const [before, after] = await this.#eval(
       scripts.COMPACT,
-      [conversation(conv), session(conv)],
-      [keep, this.#config.conversationTtlSeconds],
+      [conversation(conv), session(conv), idle()],
+      [keep, this.#config.conversationTtlSeconds, conv.id],
     );
     return { before, after };
   }
@@ -238,6 +246,29 @@ export class Store {
     const keys = limits.map(({ name }) => this.#keys.bucket(name));
     const args = limits.flatMap(({ perMinute, burst }) => [perMinute, burst]);
     return this.#eval(scripts.TAKE_TOKENS, keys, args, { once: true });
+  }
+
+  /**
+   * Deletes some of the longest idle histories, if the memory of Redis is fuller than allowed.
+   * @param {{above: number, until: number, idleMs: number, most: number, skip: number}} options
+   *   above, until: percent of maxmemory; skip: so many of the longest idle ones are left out
+   * @returns {Promise<{used: number, max: number, dropped: number, freed: number, passed: number, more: boolean}>}
+   *   used, max, freed: bytes; passed: locked ones; more: not enough yet, and there are more to look at
+   */
+  async makeRoom({ above, until, idleMs, most, skip }) {
+    const { conversation, session, lock, idle } = this.#keys;
+    const names = [conversation, session, lock].map((name) => name({ id: "" }));
+    const args = [above, until, idleMs, most, skip, ...names].map(String);
+    const [used, max, dropped, freed, passed, more] = await this.#link.aside((client) =>
+      client.eval(scripts.MAKE_ROOM, 1, idle(), ...args),
+    );
+    return { used, max, dropped, freed, passed, more: more === 1 };
+  }
+
+  /** Tells of dropped histories in the stream of events. */
+  async tellDropped(conversations, bytes) {
+    const args = [this.#config.replica, conversations, bytes, MOST_EVENTS, EVENT_TTL_SECONDS].map(String);
+    await this.#link.aside((client) => client.eval(scripts.DROPPED, 1, this.#keys.events(), ...args));
   }
 
   /** Replaces this replica's counters. */

@@ -281,3 +281,25 @@ test("reset forgets the conversation, also what was kept from before it", async 
   await a.replayer.all();
   assert.deepEqual(redis.texts("web:bob"), ["m3"]);
 });
+
+test("a dropped history stays dropped, whatever replicas remember, and its numbers go on", async () => {
+  const { redis, a, b } = await pair();
+  const conv = redis.of({ id: "web:bob" });
+  const numbers = () => conv.turns.map(({ seq, late }) => [seq, late]);
+  await turn(a, "m1");
+  await turn(b, "m2");
+  conv.turns = []; // what making room does
+  redis.away = true;
+  assert.deepEqual(await turn(b, "m3"), ["m1", "m2"], "better than nothing while Redis is away");
+  redis.away = false;
+  assert.deepEqual(await turn(a, "m4"), [], "Redis has no history, and the kept turn is elsewhere");
+  await b.replayer.all();
+  assert.deepEqual(redis.texts("web:bob").toSorted(), ["m3", "m4"]);
+  assert.deepEqual(numbers(), [
+    [3, undefined],
+    [4, true],
+  ]);
+  assert.deepEqual((await turn(a, "m5")).toSorted(), ["m3", "m4"]);
+  assert.deepEqual((await turn(b, "m6")).toSorted(), ["m3", "m4", "m5"]);
+  assert.equal(conv.seq, 6);
+});
