@@ -470,7 +470,7 @@ def config(replica, topology, options):
                         **({"tls": _tls(options["tls"])} if topology["redis_tls"] else {}),
                         "monitorName": topology["monitor"]["name"],
                         # A committed turn waits for one replica's confirmation, where there is a replica.
-                        "waitReplicas": min(1, len(topology["redis"]) - 1),
+                        "waitReplicas": len(topology["redis"]) - 1,
                         "keyPrefix": "oc:",
                         "conversationTtlSeconds": int(options["conversation_ttl"]),
                         "turnTimeoutSeconds": int(options["turn_timeout"]),

@@ -16,7 +16,7 @@ RULES = {
         # What the plugin of the gateways sends, its Lua scripts included; see roles/gateway/files/shared_state/lib.
         "app": "~oc:* -@all +ping +info +eval +multi +exec +discard +wait +time +get +set +del +expire +pexpire +pttl"
         " +hget +hmget +hset +hsetnx +hincrby +lindex +linsert +llen +lrange +ltrim +rpush +xadd"
-        " +zadd +zscore +zremrangebyrank",
+        " +zadd +zrange +zrem +zremrangebyrank +zremrangebyscore +zscore",
         "replica": "-@all +ping +psync +replconf",
         "sentinel": "&__sentinel__:hello -@all +ping +info +role +multi +exec +slaveof +publish +subscribe"
         " +config|rewrite +client|setname +client|kill +script|kill",

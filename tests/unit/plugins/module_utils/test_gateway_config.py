@@ -105,7 +105,7 @@ class TestConfig:
             "sentinelUser": "client",
             "tls": {name: f"/etc/openclaw/tls/{name}.pem" for name in ("ca", "cert", "key")},
             "monitorName": "openclaw",
-            "waitReplicas": 1,
+            "waitReplicas": 2,
             "keyPrefix": "oc:",
             "conversationTtlSeconds": 604800,
             "turnTimeoutSeconds": 120,

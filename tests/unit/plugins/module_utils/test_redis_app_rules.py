@@ -6,8 +6,8 @@ import re
 from ansible_collections.openclaw.ha.plugins.module_utils import redis_access
 
 LIBRARY = pathlib.Path(redis_access.__file__).resolve().parents[2] / "roles/gateway/files/shared_state/lib"
-#: What the ioredis library sends by itself: to see whether a server is ready, and to give up a transaction.
-BY_ITSELF = {"info", "discard"}
+#: What the ioredis library sends by itself, to give up a transaction. (It asks for INFO too, as the plugin does.)
+BY_ITSELF = {"discard"}
 #: Methods of the library's client that are no commands.
 NOT_COMMANDS = {"pipeline", "call", "on", "disconnect"}
 

@@ -123,20 +123,23 @@ export class Store {
       turn.at,
       conv.id,
     ].map(String);
+    // Any replica may be the next primary, so all are asked. What stood for a while is safe enough with one of them:
+    // else a host that is gone for good would keep every turn on record.
+    const wanted = mode === "kept" ? Math.min(1, waitReplicas) : waitReplicas;
     // Where confirmations fail just now, a turn does not wait the whole time for one more failure.
     const waitMs = this.#confirmed ? waitTimeoutMs : MS_UNCONFIRMED;
     const [[status, seq, late], replicas] = await this.#link.run(
       async (client) => {
         const pipeline = client.pipeline().eval(scripts.COMMIT, keys.length, ...keys, ...args);
-        if (waitReplicas > 0) pipeline.call("WAIT", String(waitReplicas), String(waitMs));
+        if (wanted > 0) pipeline.call("WAIT", String(wanted), String(waitMs));
         const answers = await pipeline.exec();
         for (const [error] of answers) if (error) throw error;
         return answers.map(([, value]) => value);
       },
       { client: "commits", once, writes: true },
     );
-    const confirmed = waitReplicas === 0 || replicas >= waitReplicas;
-    if (status === "committed" || status === "duplicate") this.#confirmed = confirmed;
+    const confirmed = wanted === 0 || replicas >= wanted;
+    if (mode === "next" && (status === "committed" || status === "duplicate")) this.#confirmed = confirmed;
     if (status === "committed") this.#metrics.add("turns_committed");
     if (late) this.#metrics.add("turns_late");
     return { status, seq, late: Boolean(late), confirmed };

@@ -206,7 +206,7 @@ test("every operation of the plugin is allowed, and nothing else was tried", asy
   const settled = { ...settings, waitReplicas: 1, waitTimeoutMs: 10, maxTurns: 5, breakerOpenSeconds: 1 };
   const store = new Store({
     config: settled,
-    link: { run: (operation) => operation(client) },
+    link: { run: (operation) => operation(client), aside: (operation) => operation(client) },
     metrics: new Metrics(),
   });
   const conv = { id: "web:ada", channel: "web", user: "ada" };
@@ -223,6 +223,11 @@ test("every operation of the plugin is allowed, and nothing else was tried", asy
   assert.equal(await store.renew(conv, "o"), true);
   await store.release(conv, "o");
   await store.compact(conv, 1);
+  await admin.config("SET", "maxmemory", "1");
+  const room = await store.makeRoom({ above: 85, until: 80, idleMs: -1000, most: 5, skip: 0 });
+  await store.tellDropped(room.dropped, room.freed);
+  await admin.config("SET", "maxmemory", "0");
+  assert.deepEqual([room.dropped, await admin.hget("oc:session:web:ada", "dropped")], [1, "1"]);
   await store.compact(conv, 0);
   await store.reset(conv);
   const key = store.dedupeKey(["a", "b", "c", "d"]);
