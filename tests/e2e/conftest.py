@@ -72,8 +72,9 @@ class Cluster:
         return [call["user_messages"] for call in answer.json()]
 
     def behave(self, **behaviour):
-        """Tell the LLM double how to behave."""
-        requests.post(f"{self.llm_url}/behaviour", json=behaviour, timeout=10).raise_for_status()
+        """Tell the LLM double how to behave, on its control port: in the mode ``refuse`` the other one is closed."""
+        host, port = self.llm_url.rsplit(":", 1)
+        requests.post(f"{host}:{int(port) + 1}/behaviour", json=behaviour, timeout=10).raise_for_status()
 
 
 @pytest.fixture(scope="session")

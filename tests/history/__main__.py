@@ -14,7 +14,7 @@ import redis
 
 from .faults import FAULTS
 from .load import LoadOptions
-from .run import Timing, heading, judge_again, row, run
+from .run import Timing, figures, heading, judge_again, row, run
 
 
 def main(arguments=None):
@@ -42,11 +42,16 @@ def main(arguments=None):
     again.add_argument("directory", type=pathlib.Path)
     tabling = commands.add_parser("table", help="one table of all runs whose evidence is below a directory")
     tabling.add_argument("directory", type=pathlib.Path)
+    tabling.add_argument("--json", action="store_true", help="the same as JSON")
     given = vars(parser.parse_args(arguments))
 
     if given["command"] == "table":
-        results = sorted(given["directory"].glob("*/result.json"), key=lambda path: path.stat().st_mtime)
-        print("\n".join([heading(), *(row(json.loads(path.read_text())) for path in results)]))
+        paths = sorted(given["directory"].glob("*/result.json"), key=lambda path: path.stat().st_mtime)
+        results = [json.loads(path.read_text()) for path in paths]
+        if given["json"]:
+            print(json.dumps([figures(result) for result in results], indent=1))
+        else:
+            print("\n".join([heading(), *map(row, results)]))
         return 0
 
     if given["command"] == "check":

@@ -68,7 +68,8 @@ def run(options, fault=nothing, *, cluster, directory, name=None, timing=Timing(
     stored = collect.stored(client, load.run, options.channel)
     history = History(operations, stored, cluster.model_calls(load.run), gets, window)
     history.save(directory / "history.json")
-    return judge(directory, options=dataclasses.asdict(options), run=load.run, unsettled=unsettled)
+    said = name or fault.__name__
+    return judge(directory, fault=said, options=dataclasses.asdict(options), run=load.run, unsettled=unsettled)
 
 
 def _visit(fault, load, cluster, name, timing):
@@ -91,7 +92,6 @@ def judge(directory, **more):
     report = check(history)
     second = crosscheck.judge(directory / "history.json", directory / "pictures")
     result = {
-        "fault": history.window.name if history.window else "none",
         "ok": not report.violations and second["verdict"] == "ok" and not more.get("unsettled"),
         "agree": report.atomic == (second["verdict"] == "ok"),
         "fault_seconds": round(history.window.ended - history.window.began, 3) if history.window else 0,
@@ -104,7 +104,13 @@ def judge(directory, **more):
 def judge_again(directory):
     """Like :func:`judge`, for an earlier run: what only the run itself could know is taken from its result."""
     earlier = json.loads((directory / "result.json").read_text())
-    return judge(directory, **{name: earlier[name] for name in ("options", "run", "unsettled")})
+    return judge(directory, **{name: earlier[name] for name in ("fault", "options", "run", "unsettled")})
+
+
+def figures(result):
+    """What a table row says, and a little more, as JSON data."""
+    kept = {name: result[name] for name in ("fault", "ok", "fault_seconds", "counts", "apart", "totals")}
+    return kept | {"porcupine": result["porcupine"]["verdict"]}
 
 
 def row(result):

@@ -1,0 +1,114 @@
+"""Turns that are more than a question and an answer, each begun on one replica and continued on another."""
+
+import json
+
+import pytest
+import requests
+
+from lab.shell import wait_for
+
+
+def chat(cluster, via, user, text, **more):
+    """One turn through the gateway's OpenAI-compatible API of one replica; returns the response."""
+    return requests.post(
+        f"http://{via}/v1/chat/completions",
+        json={"model": "openclaw/default", "user": user, "messages": [{"role": "user", "content": text}], **more},
+        headers={"Authorization": f"Bearer {cluster.token}"},
+        stream=more.get("stream", False),
+        timeout=120,
+    )
+
+
+def wire(cluster, match):
+    """Messages of the newest model call whose conversation contains ``match``, as the provider got them."""
+    answer = requests.get(f"{cluster.llm_url}/requests", params={"match": match}, timeout=10)
+    return answer.json()[-1]["messages"]
+
+
+@pytest.mark.parametrize(("calls", "rounds"), [(1, 2), (2, 1)], ids=["one after the other", "in parallel"])
+def test_tool_calls_and_their_results_follow_a_conversation(llm, user, calls, rounds):
+    first, second, third = llm.replicas
+    llm.behave(mode="tool", calls=calls, rounds=rounds, match=f"{user} one")
+    llm.reply(f"{user} one", user, via=first)
+    llm.behave(mode="tool", calls=calls, rounds=rounds, match=f"{user} two")
+    llm.reply(f"{user} two", user, via=second)
+    llm.behave(mode="ok")
+    llm.reply(f"{user} three", user, via=third)
+    assert llm.shown(user)[-1] == [f"{user} one", f"{user} two", f"{user} three"]
+    messages = wire(llm, f"{user} three")
+    called = [call["id"] for message in messages for call in message.get("tool_calls") or []]
+    answered = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
+    assert len(called) == 2 * calls * rounds and sorted(called) == sorted(answered)
+
+
+def test_an_answer_streams_and_is_known_elsewhere(llm, user):
+    first, second, _third = llm.replicas
+    llm.behave(mode="slow", seconds=2, match=f"{user} one")
+    response = chat(llm, first, user, f"{user} one", stream=True)
+    lines = [line.removeprefix("data: ") for line in response.iter_lines(decode_unicode=True) if line.startswith("data: ")]
+    assert lines[-1] == "[DONE]"
+    parts = [json.loads(line)["choices"][0]["delta"].get("content") or "" for line in lines[:-1]]
+    assert len([part for part in parts if part]) > 2, "the answer came in one piece"
+    assert f"{user} one" in "".join(parts)
+    llm.behave(mode="ok")
+    assert chat(llm, second, user, f"{user} two").status_code == 200
+    assert llm.shown(user)[-1] == [f"{user} one", f"{user} two"]
+
+
+def test_a_full_window_is_no_error(llm, user):
+    """The provider says that the conversation does not fit: older turns are dropped, for all replicas, and the turn is answered."""
+    turns = [f"{user} {number} {'x' * 2000}" for number in range(6)]
+    for number, turn in enumerate(turns):
+        llm.reply(turn, user, via=llm.replicas[number % 3])
+    llm.behave(mode="context_overflow", times=1, match=f"{user} full")
+    llm.reply(f"{user} full", user, via=llm.replicas[0])
+    llm.behave(mode="ok")
+    llm.reply(f"{user} after", user, via=llm.replicas[1])
+    shown = llm.shown(user)[-1]
+    assert shown[-2:] == [f"{user} full", f"{user} after"]
+    assert 2 < len(shown) < len(turns) + 2
+
+
+def test_a_client_that_hangs_up_leaves_no_trace(llm, user):
+    first, second, _third = llm.replicas
+    llm.reply(f"{user} one", user, via=first)
+    llm.behave(mode="slow", seconds=30, match=f"{user} two")
+    with pytest.raises(requests.ReadTimeout):
+        llm.say(f"{user} two", user, via=second, timeout=2)
+    # The model's call ends with the client, and the conversation is free for the next turn.
+    wait_for("the model call to be given up", lambda: "client hung up" in outcomes(llm, f"{user} two"), 20)
+    llm.behave(mode="ok")
+    for via in (first, second):
+        llm.reply(f"{user} three by {via}", user, via=via)
+    assert llm.shown(user)[-1] == [f"{user} one", f"{user} three by {first}", f"{user} three by {second}"]
+
+
+def outcomes(cluster, match):
+    answer = requests.get(f"{cluster.llm_url}/requests", params={"match": match}, timeout=10)
+    return [call["outcome"] for call in answer.json()]
+
+
+def test_one_key_one_answer_from_any_replica(cluster, user):
+    answers = [cluster.say(f"{user} once", user, via=via, **{"Idempotency-Key": user}) for via in (*cluster.replicas, cluster.replicas[0])]
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({answer.json()["reply"] for answer in answers}) == 1 and len({answer.json()["replica"] for answer in answers}) == 1
+    assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, "true", "true", "true"]
+    reused = cluster.say("another message", user, **{"Idempotency-Key": user})
+    assert (reused.status_code, reused.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    assert len(cluster.shown(f"{user} once")) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"channel": "web", "user_id": "a"}, 400, "invalid_message"),
+        ({"channel": "We b", "user_id": "a", "message": "x"}, 400, "invalid_channel"),
+        ({"channel": "web", "user_id": "a", "message": "x", "color": "red"}, 400, "unknown_field"),
+        ({"channel": "web", "user_id": "a", "message": "x" * 70000}, 413, "body_too_large"),
+    ],
+)
+def test_bad_input_is_refused_by_name(cluster, body, status, code):
+    response = requests.post(
+        f"{cluster.url}/api/v1/message", json=body, headers={"Authorization": f"Bearer {cluster.token}"}, timeout=30
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
