@@ -32,6 +32,9 @@ RULES = {
         "sentinel": "&__sentinel__:hello -@all +ping +info +publish +subscribe +client|setname +sentinel|is-master-down-by-addr",
     },
 }
+#: The user that nobody can be. A Redis server loads its append-only files in its name, and leaves out every transaction (and every script
+#: with two writes) that it is not allowed, without an error: so it is off, but may do everything.
+DEFAULT = {"redis": "~* &* +@all", "sentinel": ""}
 #: Words of a user's definition that say what a new user has anyway.
 _INITIAL = ("sanitize-payload", "resetkeys", "resetchannels", "resetpass", "off", "-@all")
 _LONG = {"allkeys": "~*", "allchannels": "&*", "allcommands": "+@all"}
@@ -136,7 +139,7 @@ def target(present, kind, given, keep_older):
     :param given: password by user name, for every user of this kind
     :param keep_older: whether passwords and users that exist, but are not wanted, stay
     """
-    wanted = {"default": User()}
+    wanted = {"default": User(rules=_rules(DEFAULT[kind].split()))}
     for name, rules in RULES[kind].items():
         older = present[name].hashes if keep_older and name in present else frozenset()
         digest = hashlib.sha256(given[name].encode()).hexdigest()

@@ -46,6 +46,7 @@ def test_what_is_written_is_read_back(kind):
     assert access.parse(content.splitlines()) == wanted
     assert SECRET not in content and not any(password in content for password in access.passwords(SECRET, kind).values())
     assert content.splitlines()[[*sorted(wanted)].index("default")].startswith("user default off resetchannels")
+    assert not wanted["default"].hashes and not wanted["default"].nopass
 
 
 def test_nobody_but_the_admin_gets_a_category():
@@ -106,7 +107,7 @@ def test_a_rotation_never_leaves_a_moment_without_a_good_password():
 def test_foreign_users_stay_until_the_end_and_the_default_user_never_does():
     present = access.parse(["user default on nopass ~* &* +@all", "user stranger on #aa +@all"])
     kept = access.target(present, "redis", access.passwords(SECRET, "redis"), keep_older=True)
-    assert kept["stranger"] == present["stranger"] and kept["default"] == access.User()
+    assert kept["stranger"] == present["stranger"] and not (kept["default"].on or kept["default"].nopass or kept["default"].hashes)
     assert access.changes(kept, access.target(kept, "redis", access.passwords(SECRET, "redis"), keep_older=False)) == {"stranger": ["removed"]}
 
 

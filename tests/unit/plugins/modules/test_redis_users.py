@@ -154,6 +154,19 @@ def test_users_of_a_new_server_and_their_rotation(make, kind, tls):
     assert server.ensure(secret=NEW, older="remove")["changed"] is False
 
 
+def test_a_restart_loads_what_scripts_and_transactions_wrote(make):
+    """The server loads its append-only file as the user default, and leaves out in silence what that one may not do."""
+    server = make(start=False).start("appendonly yes")
+    app = server.client("app")
+    app.eval("redis.call('set', 'oc:a', '1') redis.call('set', 'oc:b', '2')", 0)
+    app.pipeline(transaction=True).set("oc:c", "3").set("oc:d", "4").execute()
+    server.process.terminate()
+    server.process.wait(timeout=10)
+    server.start("appendonly yes")
+    wait_for("its data", lambda: server.client().info("persistence")["loading"] == 0)
+    assert server.client().dbsize() == 4
+
+
 def test_no_password_is_shown_or_stored_but_the_admins(make):
     server = make()
     shown = str(server.ensure(secret=NEW))
