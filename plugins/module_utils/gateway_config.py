@@ -469,7 +469,7 @@ def config(replica, topology, options):
                         "sentinelUser": "client",
                         **({"tls": _tls(options["tls"])} if topology["redis_tls"] else {}),
                         "monitorName": topology["monitor"]["name"],
-                        # A committed turn waits for one replica's confirmation, where there is a replica.
+                        # Any replica may be the next primary, so a turn waits for the confirmation of all.
                         "waitReplicas": len(topology["redis"]) - 1,
                         "keyPrefix": "oc:",
                         "conversationTtlSeconds": int(options["conversation_ttl"]),
@@ -483,6 +483,7 @@ def config(replica, topology, options):
                             for peer in topology["replicas"]
                             if peer["datacenter"] == replica["datacenter"] and peer["id"] != replica["id"]
                         ],
+                        "balancerHost": any(node["address"] == replica["address"] for node in topology["balancers"]),
                         "providers": [_watched(entry, timeout) for entry, timeout in zip(chain, timeouts)],
                         **_guards(options),
                     },

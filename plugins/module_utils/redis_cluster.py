@@ -9,7 +9,7 @@ import concurrent.futures
 import time
 
 from ansible_collections.openclaw.ha.plugins.module_utils import redis_client, redis_switch
-from ansible_collections.openclaw.ha.plugins.module_utils.redis_view import agree, where
+from ansible_collections.openclaw.ha.plugins.module_utils.redis_view import where
 
 #: Seconds after which a pause ends by itself. The Sentinels make an old primary a replica about 10 s after a promotion, whatever
 #: became of the one who ordered it; until then its writes must be held back.

@@ -17,8 +17,8 @@ from .record import OK, REFUSED, UNKNOWN, Write
 
 @dataclasses.dataclass(frozen=True)
 class LoadOptions:
-    """``rate``: writes a second of each client; ``wait``: replicas that must confirm a write (0: the primary's word is enough); ``wait_ms``: for how long to ask them;
-    ``timeout``: seconds for connecting and for each answer; ``seconds``: the load ends by itself after that."""
+    """``rate``: writes a second of each client; ``wait``: replicas that must confirm a write (0: the primary's word is enough);
+    ``wait_ms``: for how long to ask them; ``timeout``: seconds for connecting and for each answer; ``seconds``: the load ends by itself after that."""
 
     clients: int = 3
     rate: float = 60

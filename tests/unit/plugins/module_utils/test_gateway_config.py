@@ -95,6 +95,12 @@ class TestConfig:
     def test_the_generated_configuration_keeps_its_own_rules(self):
         assert [v for v in pure.stateless_violations(built(), DENY, 3) if "belongs to the role" not in v] == []
 
+    def test_who_is_trusted_as_a_proxy_knows_it(self):
+        trusted = [built(number)["plugins"]["entries"]["shared-state"]["config"]["balancerHost"] for number in range(3)]
+        addresses = [f"192.0.2.{number}" for number in (11, 12, 13)]
+        assert trusted == [address in built()["gateway"]["trustedProxies"] for address in addresses]
+        assert trusted == [True, True, False]
+
     def test_the_plugin_gets_its_part_of_the_topology(self):
         entry = built(1)["plugins"]["entries"]["shared-state"]
         assert entry["enabled"] is True and entry["hooks"] == {"allowConversationAccess": True}
@@ -116,6 +122,7 @@ class TestConfig:
                 {"id": "node1-1", "url": "http://192.0.2.11:18789"},
                 {"id": "node3-1", "url": "http://192.0.2.13:18789"},
             ],
+            "balancerHost": True,
             "providers": [
                 {
                     "id": "cloud-llm",

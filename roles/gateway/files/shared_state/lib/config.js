@@ -20,6 +20,7 @@ export const DEFAULTS = Object.freeze({
   peers: Object.freeze([]),
   // A busy peer must be heard: without it a conversation would be continued from what this replica happens to know.
   peerTimeoutMs: 5000,
+  balancerHost: false,
   lockLeaseMs: 10000,
   routeWaitMs: 30000,
   // Replicas that must confirm a turn before it counts as safe; 0 where Redis has no replica.

@@ -11,6 +11,8 @@ export const PEER_PATH = "/api/v1/peer";
 /** Names the replica that passed a request on: whoever gets it answers it. */
 export const FORWARDED = "x-openclaw-ha-forwarded";
 
+/** An address of RFC 5737, which no client has. */
+const NO_CLIENT = "192.0.2.1";
 const SETTLE_WAIT_MS = 5000;
 const POLL_MS = 100;
 const QUESTION_MAX_BYTES = 4096;
@@ -176,7 +178,11 @@ export class Peers {
   }
 
   #headers() {
-    const { gatewayToken } = this.#config;
-    return gatewayToken ? { authorization: `Bearer ${gatewayToken}` } : {};
+    const { balancerHost, gatewayToken } = this.#config;
+    return {
+      ...(gatewayToken && { authorization: `Bearer ${gatewayToken}` }),
+      // A gateway refuses a trusted proxy's request that names no client, and anybody else's that does.
+      ...(balancerHost && { "x-forwarded-for": NO_CLIENT }),
+    };
   }
 }

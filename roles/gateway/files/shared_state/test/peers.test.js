@@ -6,7 +6,8 @@ import assert from "node:assert/strict";
 import { once } from "node:events";
 import http from "node:http";
 import { afterEach, beforeEach, test } from "node:test";
-import { chooseOwner, FORWARDED } from "../lib/peers.js";
+import { Metrics } from "../lib/metrics.js";
+import { chooseOwner, FORWARDED, Peers } from "../lib/peers.js";
 import { assemble, FakeRedis, gateway, post, replica } from "./support/rig.js";
 
 const NAMES = ["A", "B", "C"];
@@ -291,4 +292,26 @@ test("a single replica asks nobody and waits for nobody", async () => {
   assert.equal((await post(replicas.A, "2", { key: "k" })).replica, "A");
   assert.equal((await post(replicas.A, "2", { key: "k" })).replica, "A");
   assert.deepEqual(shown.map(({ before }) => before.length), [0, 1]);
+});
+
+test("a host that others trust as a proxy names a client to them, and no other host does", async () => {
+  for (const [balancerHost, named] of [
+    [true, "192.0.2.1"],
+    [false, undefined],
+  ]) {
+    let seen;
+    const peer = http.createServer((req, res) => {
+      seen = req.headers["x-forwarded-for"];
+      res.writeHead(200).end(JSON.stringify({ replica: "P", redis: false, known: 0, pending: 0, key: false }));
+    });
+    await once(peer.listen(0, "127.0.0.1"), "listening");
+    const peers = new Peers({
+      config: { replica: "A", peers: [{ id: "P", url: `http://127.0.0.1:${peer.address().port}` }], peerTimeoutMs: 1000, balancerHost },
+      metrics: new Metrics(),
+      know: () => ({ replica: "A", redis: false, known: 1, pending: 0, key: false }),
+    });
+    assert.equal(await peers.answer({ id: "web:bob" }, {}, new AbortController().signal), null);
+    assert.equal(seen, named);
+    peer.close();
+  }
 });
