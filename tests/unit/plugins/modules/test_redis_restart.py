@@ -1,6 +1,7 @@
 """redis_restart with real servers; only systemd is played, by a class that starts the processes."""
 
 import pathlib
+import re
 import time
 
 import jinja2
@@ -140,7 +141,8 @@ def test_a_restart_is_refused_while_another_is_away(restart, settled, cluster):
 def test_a_restart_that_does_not_help_is_told(restart, settled, cluster):
     replica = next(node["host"] for node in cluster.redis if node["host"] != settled())
     done = restart(cluster, replica, settings={"databases": 64}, wait=30)
-    assert done["failed"] and "not all is well. Setting databases is '32', not 64" in done["msg"], done
+    # 16 or, where another test came before, 32.
+    assert done["failed"] and re.search(r"not all is well\. Setting databases is '\d+', not 64", done["msg"]), done
     assert done["verbs"] == ["daemon-reload", "restart"]
     settled()
 
