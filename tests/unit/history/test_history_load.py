@@ -227,6 +227,9 @@ def test_a_cluster_that_loses_a_turn_is_found_out(judged, tmp_path, capsys):
     assert len(list((tmp_path / "run" / "pictures").glob("*.html"))) == 3
     assert main(["check", str(tmp_path / "run")]) == 1
     assert "3 lost" in capsys.readouterr().out
+    assert main(["table", str(tmp_path), "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["counts"] == result["counts"] and told["totals"] == result["totals"] and told["porcupine"] == "illegal"
 
 
 def test_a_cluster_that_forgets_keys_is_found_out(judged):
