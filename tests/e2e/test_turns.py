@@ -1,6 +1,7 @@
 """Turns that are more than a question and an answer, each begun on one replica and continued on another."""
 
 import json
+import shlex
 
 import pytest
 import requests
@@ -86,6 +87,27 @@ def test_a_client_that_hangs_up_leaves_no_trace(llm, user):
 def outcomes(cluster, match):
     answer = requests.get(f"{cluster.llm_url}/requests", params={"match": match}, timeout=10)
     return [call["outcome"] for call in answer.json()]
+
+
+#: A replica's own command line, which needs a directory of its own. Arguments: instance, port, session key.
+RESET = """
+set -a; . /etc/openclaw/gateway.env; . "/etc/openclaw/gateway/$1/replica.env"; set +a
+unset OPENCLAW_CONFIG_PATH
+HOME=$(mktemp -d); OPENCLAW_STATE_DIR=$HOME
+cd "$HOME" && node "$OPENCLAW_RELEASE/node_modules/openclaw/openclaw.mjs" gateway call sessions.reset \\
+    --url "ws://127.0.0.1:$2" --params "{\\"key\\": \\"$3\\", \\"reason\\": \\"reset\\"}" --token "$OPENCLAW_GATEWAY_TOKEN_HA"
+rm -rf "$HOME"
+"""
+
+
+def test_a_reset_on_one_replica_is_one_on_all(cluster, hosts, topology, user):
+    replica = topology["replicas"][0]
+    cluster.reply(f"{user} one", user, via=cluster.replicas[1])
+    cluster.reply(f"{user} two", user, via=cluster.replicas[0])
+    arguments = (str(replica["instance"]), str(replica["port"]), f"agent:main:api:web:{user}")
+    hosts[replica["host"]].check_output(f"sh -c {shlex.quote(RESET)} sh {' '.join(map(shlex.quote, arguments))}")
+    cluster.reply(f"{user} three", user, via=cluster.replicas[2])
+    assert cluster.shown(user)[-1] == [f"{user} three"]
 
 
 def test_one_key_one_answer_from_any_replica(cluster, user):
