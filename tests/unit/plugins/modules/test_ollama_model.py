@@ -152,7 +152,8 @@ def test_a_pull_that_takes_too_long_is_given_up(have):
     listener, held = serve_once(b'{"status": "pulling manifest"}\n')
     with listener, pytest.raises(ollama_model.OllamaError, match="took longer than 0 s"):
         have("tiny", url=f"http://127.0.0.1:{listener.getsockname()[1]}", timeout=0)
-    held[0].close()
+    for connection in held:
+        connection.close()
 
 
 def test_a_modelfile_is_created_again_when_it_changes(double, have, tmp_path):

@@ -32,7 +32,11 @@ def wait_for(what, probe, seconds=20):
 
 def certify(directory, name, authority=None, days=1):
     """A key and a certificate for 127.0.0.1, signed by an authority or, without one, by itself."""
-    signer = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-addext", "subjectAltName=IP:127.0.0.1"] if authority else []
+    # Python 3.13 wants an authority to say what its key is for.
+    signer = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+    if authority:
+        signer = ["-CA", f"{authority}.pem", "-CAkey", f"{authority}.key", "-addext", "subjectAltName=IP:127.0.0.1"]
+        signer += ["-addext", "basicConstraints=critical,CA:FALSE"]
     key = ["-key", f"{directory}/{name}.key"] if (directory / f"{name}.key").exists() else ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
     subprocess.run(
         ["openssl", "req", "-x509", *key, "-noenc", "-days", str(days), "-subj", f"/CN={name}", *signer]
