@@ -4,7 +4,8 @@
 """Judges the append-only files of a Redis server (multi-part layout, Redis 7 and later).
 
 Standard library only and nothing of Ansible: the role ``redis`` puts this file beside the start-up guard on the host.
-Everything is pure but the last section, which reads the disk and runs ``redis-check-aof``.
+Everything is pure but the last section, which reads the disk and has programs run. What runs them is given, because a
+module and the guard do it in different ways: ``run(words, seconds=None) -> (exit code, what it printed)``.
 
 A *finding* is a dict: ``verdict`` (see :data:`ADVICE`), ``sentence``, and where known ``file`` (name), ``offset`` and
 ``bytes`` (what is damaged or missing from there on).
@@ -22,7 +23,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
 
 #: Verdict -> what to do. In the order in which a verdict wins over the later ones.
 ADVICE = {
@@ -406,7 +406,7 @@ def judge_server(info, directory=None, live_directory=None):
 # The disk
 
 
-def look(directory, folder="appendonlydir", name="appendonly.aof", snapshot="dump.rdb", check_rdb="redis-check-rdb"):
+def look(directory, folder="appendonlydir", name="appendonly.aof", snapshot="dump.rdb", *, run):
     """What lies in a data directory.
 
     :returns: dict with ``name``, ``path`` (of the folder), ``manifest`` (text or None), ``sizes`` (file -> bytes),
@@ -444,7 +444,7 @@ def look(directory, folder="appendonlydir", name="appendonly.aof", snapshot="dum
                     seen["digest"] = hashlib.sha256(stream.read(_HEAD)).hexdigest()
         seen["old_style"] = not seen["sizes"] and os.path.exists(os.path.join(directory, name))
         if not seen["sizes"]:
-            seen["snapshot"] = _has_keys(os.path.join(directory, snapshot), check_rdb)
+            seen["snapshot"] = _has_keys(os.path.join(directory, snapshot), run)
     except FileNotFoundError as error:
         if not os.path.isdir(directory):
             seen["error"] = f"{directory} is not there."
@@ -455,39 +455,25 @@ def look(directory, folder="appendonlydir", name="appendonly.aof", snapshot="dum
     return seen
 
 
-def _has_keys(path, check_rdb):
+def _has_keys(path, run):
     """Whether a snapshot holds keys. A server that was stopped without data leaves one without any."""
     if not os.path.exists(path) or not os.path.getsize(path):
         return False
     if os.path.getsize(path) > 4096:
         return True
-    done = subprocess.run([check_rdb, path], capture_output=True, text=True, errors="replace", check=False)
-    return re.search(r"^\[info\] 0 keys read", done.stdout, re.MULTILINE) is None
+    _code, printed = run(["redis-check-rdb", path])
+    return re.search(r"^\[info\] 0 keys read", printed, re.MULTILINE) is None
 
 
-def run_check(seen, program="redis-check-aof", timeout=None):
-    """Run ``redis-check-aof`` on the manifest; returns :func:`parse_check`'s dict. Raises OSError,
-    subprocess.TimeoutExpired."""
-    manifest = os.path.join(seen["path"], f"{seen['name']}.manifest")
-    done = subprocess.run(
-        [program, manifest],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        stdin=subprocess.DEVNULL,
-        timeout=timeout,
-        check=False,
-    )
-    return parse_check(done.stdout + done.stderr, done.returncode)
-
-
-def examine(seen, record=None, program="redis-check-aof", timeout=None):
+def examine(seen, record=None, *, run, seconds=None):
     """All findings about the files: first the rules, then, where these find a whole set, ``redis-check-aof``."""
     findings = judge_files(seen, record)
     if {one["verdict"] for one in findings} - {"orphan_files", "started_empty"} or seen["manifest"] is None:
         return findings
     entries = parse_manifest(seen["manifest"])
-    check = run_check(seen, program, timeout)
+    manifest = os.path.join(seen["path"], f"{seen['name']}.manifest")
+    code, printed = run(["redis-check-aof", manifest], seconds)
+    check = parse_check(printed, code)
     tail = None
     if not check["ok"] and check["size"] is not None and check["file"] == listed(entries, "i")[-1]["file"]:
         with open(os.path.join(seen["path"], check["file"]), "rb") as file:

@@ -177,6 +177,16 @@ def ask(module):
     return info, config["dir"], config["appenddirname"], config["appendfilename"]
 
 
+def runner(module):
+    """How :mod:`aof` has programs run."""
+
+    def run(words, _seconds=None):
+        code, out, err = module.run_command(words, handle_exceptions=False)
+        return code, out + err
+
+    return run
+
+
 def examine(module, directory, folder, filename, in_use):
     """What lies there and the findings about it. Files in use are looked at until two looks agree: a rewrite or a
     write may be under way."""
@@ -186,9 +196,9 @@ def examine(module, directory, folder, filename, in_use):
         module.fail_json(msg=f"The guard's record cannot be read: {error}.")
     before = None
     for _look in range(20 if in_use else 1):
-        seen = aof.look(directory, folder, filename)
+        seen = aof.look(directory, folder, filename, run=runner(module))
         try:
-            findings = aof.examine(seen, record)
+            findings = aof.examine(seen, record, run=runner(module))
         except FileNotFoundError as error:
             # A rewrite may take a file away between two steps; a missing program stays missing.
             if not shutil.which("redis-check-aof"):
@@ -238,7 +248,8 @@ def repaired(module, seen, found):
         with open(copy, "r+b") as stream:
             stream.truncate(found["offset"])
             os.fsync(stream.fileno())
-        after = aof.examine(aof.look(os.path.dirname(bench), os.path.basename(bench), seen["name"]))
+        run = runner(module)
+        after = aof.examine(aof.look(os.path.dirname(bench), os.path.basename(bench), seen["name"], run=run), run=run)
         if after:
             module.fail_json(
                 msg=f"The repaired copy is not good either, nothing was changed: {aof.worst(after)['sentence']}"

@@ -59,8 +59,17 @@ def say(text):
     print(f"start guard: {text}", file=sys.stderr, flush=True)
 
 
+def run(words, seconds=None):
+    done = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, timeout=seconds, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
 def see(settings):
-    return aof.look(settings["dir"], settings["appenddirname"], settings["appendfilename"], settings["dbfilename"])
+    return aof.look(
+        settings["dir"], settings["appenddirname"], settings["appendfilename"], settings["dbfilename"], run=run
+    )
 
 
 def examine(seen, record):
@@ -72,7 +81,7 @@ def examine(seen, record):
         )
         return aof.judge_files(seen, record)
     try:
-        return aof.examine(seen, record, timeout=MOST_SECONDS)
+        return aof.examine(seen, record, run=run, seconds=MOST_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         say(f"the files could not be read through ({error}); manifest, names and sizes were looked at.")
         return aof.judge_files(seen, record)

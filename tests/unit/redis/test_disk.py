@@ -10,6 +10,11 @@ import redis
 from ansible_collections.openclaw.ha.plugins.module_utils import aof
 
 
+def run(words, seconds=None):
+    done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 2 MB."""
@@ -21,7 +26,7 @@ def small_disk(tmp_path):
 
 
 def verdict(server):
-    return aof.worst(aof.judge_server(server.client().info("persistence")) + aof.examine(aof.look(server.directory)))
+    return aof.worst(aof.judge_server(server.client().info("persistence")) + aof.examine(aof.look(server.directory, run=run), run=run))
 
 
 @pytest.mark.parametrize("end", ["space returns", "killed while full"])
