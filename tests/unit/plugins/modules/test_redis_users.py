@@ -5,29 +5,16 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 
 import pytest
 import redis
 
 from ansible_collections.openclaw.ha.plugins.module_utils import redis_access, redis_client
 from ansible_collections.openclaw.ha.plugins.modules import redis_config, redis_users
+from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import free_port, wait_for
 
 OLD = "old-secret-of-the-test"
 NEW = "new-secret-of-the-test"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(what, probe, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not probe():
-        assert time.monotonic() < deadline, f"{what}: not seen within {seconds} s"
-        time.sleep(0.05)  # between two looks
 
 
 def certify(directory, name, authority=None, days=1):
