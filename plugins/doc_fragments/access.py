@@ -6,7 +6,16 @@
 from __future__ import annotations
 
 
-_SUBOPTIONS = r"""
+class ModuleDocFragment:
+    """C(openclaw.ha.access.redis) and C(openclaw.ha.access.sentinel); literals, because ansible-test reads them without running this file."""
+
+    REDIS = r"""
+options:
+  redis_access:
+    description: How to get into the Redis servers.
+    type: dict
+    default: {}
+    suboptions:
       username:
         description: ACL user; without one, the user C(default).
         type: str
@@ -22,29 +31,32 @@ _SUBOPTIONS = r"""
       tls_key:
         description: Path of the client's private key.
         type: path
-"""
-
-
-def _option(name, description):
-    """One option that leads into the servers of a kind."""
-    return f"""
-  {name}:
-    description: {description}
-    type: dict
-    default: {{}}
-    suboptions:{_SUBOPTIONS.rstrip()}"""
-
-
-_REDIS = _option("redis_access", "How to get into the Redis servers.")
-_SENTINEL = _option("sentinel_access", "How to get into the Sentinels.")
-_REQUIREMENTS = """
 requirements:
   - redis (the Python library)
 """
 
-
-class ModuleDocFragment:
-    """C(openclaw.ha.access): both options; C(openclaw.ha.access.redis): only that of Redis."""
-
-    REDIS = f"options:{_REDIS}{_REQUIREMENTS}"
-    DOCUMENTATION = f"options:{_REDIS}{_SENTINEL}{_REQUIREMENTS}"
+    SENTINEL = r"""
+options:
+  sentinel_access:
+    description: How to get into the Sentinels.
+    type: dict
+    default: {}
+    suboptions:
+      username:
+        description: ACL user; without one, the user C(default).
+        type: str
+      password:
+        description: The user's password.
+        type: str
+      tls_ca:
+        description: Path of the authority's certificate on the host where the module runs; TLS is spoken when it is given.
+        type: path
+      tls_cert:
+        description: Path of the client's certificate, for servers that want one.
+        type: path
+      tls_key:
+        description: Path of the client's private key.
+        type: path
+requirements:
+  - redis (the Python library)
+"""

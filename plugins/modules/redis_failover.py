@@ -37,7 +37,8 @@ options:
     type: float
     default: 2
 extends_documentation_fragment:
-  - openclaw.ha.access
+  - openclaw.ha.access.redis
+  - openclaw.ha.access.sentinel
   - openclaw.ha.cluster
 """
 

@@ -30,7 +30,8 @@ options:
     type: bool
     default: false
 extends_documentation_fragment:
-  - openclaw.ha.access
+  - openclaw.ha.access.redis
+  - openclaw.ha.access.sentinel
   - openclaw.ha.cluster
 """
 
