@@ -1,8 +1,10 @@
 """The image of a test host: built from Debian packages, since no container registry is needed or used."""
 
+import fcntl
 import hashlib
 import json
 import pathlib
+import tempfile
 
 from ..shell import run, say
 
@@ -33,9 +35,17 @@ def ensure(suite="bookworm", caches=True, again=False):
     name = f"openclaw-lab:{suite}-{'' if caches else 'redis-'}{recipe.hexdigest()[:12]}"
     if not again and run("docker", "image", "ls", "--quiet", name):
         return name
+    # Scenarios of two checkouts may build at the same time; the second one finds the image.
+    with open(pathlib.Path(tempfile.gettempdir()) / f"{LABEL}.lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if again or not run("docker", "image", "ls", "--quiet", name):
+            _build(name, suite, caches, again)
+    return name
+
+
+def _build(name, suite, caches, again):
     base = _base(suite, again)
     say(f"image {name}" + (": filling the npm and pip caches (about a minute)" if caches else ""))
-    # Two scenarios may build at the same time.
     container = f"openclaw-lab-build-{name.split(':')[1]}"
     run("docker", "rm", "--force", "--volumes", container, check=False)
     environment = {"NODE_EXTRA_CA_CERTS": CA_BUNDLE, "PIP_CERT": CA_BUNDLE} if CA_BUNDLE.exists() else {}
@@ -49,7 +59,6 @@ def ensure(suite="bookworm", caches=True, again=False):
         run("docker", "commit", "--change", 'CMD ["/sbin/init"]', "--change", f"LABEL {LABEL}=", container, name)
     finally:
         run("docker", "rm", "--force", "--volumes", container, check=False)
-    return name
 
 
 def _base(suite, again):

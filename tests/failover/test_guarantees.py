@@ -29,6 +29,8 @@ RUNS = {
     "redis primary killed": ("redis primary killed", 15, {"seconds": 45}),
     "redis away": ("redis away", 30, {"seconds": 60}),
     "gateways restarted": ("gateways restarted", 0, {"seconds": 60}),
+    "hosts killed": ("hosts killed", 0, {"seconds": 60}),
+    "passwords rotated": ("passwords rotated", 0, {"seconds": 90}),
     **{name: (name, 20, {"seconds": 40}) for name in FAULTS if name.startswith("provider ")},
 }
 

@@ -25,8 +25,7 @@ class Cluster:
     llm_url: str
     containers: dict[str, str]
     topology: dict
-    redis_access: dict = dataclasses.field(repr=False)
-    sentinel_access: dict = dataclasses.field(repr=False)
+    lab: LabCluster = dataclasses.field(repr=False)
 
     @classmethod
     def of_lab(cls, name):
@@ -42,16 +41,14 @@ class Cluster:
             llm_url=env["LLM_DOUBLE_URL"],
             containers={host: lab.container(host) for host in lab.hosts},
             topology=build_topology(lab),
-            redis_access=lab.access("redis", "admin"),
-            sentinel_access=lab.access("sentinel", "client"),
+            lab=lab,
         )
 
     def redis(self):
-        """A client of the present primary."""
+        """A client of the present primary, with the present passwords."""
         sentinels = [(one["address"], one["port"]) for one in self.topology["sentinels"]]
-        return collect.primary_by_sentinel(
-            sentinels, self.topology["monitor"]["name"], self.redis_access, self.sentinel_access
-        )
+        access = self.lab.access("redis", "admin"), self.lab.access("sentinel", "client")
+        return collect.primary_by_sentinel(sentinels, self.topology["monitor"]["name"], *access)
 
     def model_calls(self, run):
         """What all model doubles were shown in a run: the cloud's, and the fallback's on each of its hosts."""

@@ -12,9 +12,13 @@ import contextlib
 import functools
 import subprocess
 
+import redis
 import requests
 
 from lab.shell import wait_for
+from tests.redis import playbook
+
+from . import collect
 
 
 def execute(cluster, host, *words):
@@ -141,6 +145,42 @@ def gateways_restarted(cluster):
 
 
 @contextlib.contextmanager
+def hosts_killed(cluster):
+    """Every host dies at once, gateways, Redis, Sentinels and balancers with it, and is started again: nobody says goodbye."""
+    containers = list(cluster.containers.values())
+    for words in (("kill",), ("wait",), ("start",)):
+        subprocess.run(["docker", *words, *containers], check=True, capture_output=True, timeout=90)
+    yield
+    for replica in cluster.topology["replicas"]:
+        wait_for(f"{replica['id']} is back", lambda replica=replica: started(replica), 180)
+    wait_for("two replicas", lambda: _replicas_of_primary(cluster) == len(cluster.topology["redis"]) - 1, 60)
+
+
+def _replicas_of_primary(cluster):
+    """How many replicas the primary has; None while there is no primary."""
+    try:
+        return cluster.redis().info("replication").get("connected_slaves")
+    except redis.RedisError:
+        return None
+
+
+@contextlib.contextmanager
+def passwords_rotated(cluster):
+    """New passwords for Redis and Sentinel, brought to all by one run of site.yml; afterwards the old ones are no longer good."""
+    old = cluster.lab.access("redis", "app")
+    cluster.lab.rotate("redis_password")
+    cluster.lab.rotate("sentinel_password")
+    playbook.run(cluster.name, "site", seconds=900)
+    yield
+    node = cluster.topology["redis"][0]
+    try:
+        collect.primary_by_address(node["address"], node["port"], old).ping()
+    except redis.AuthenticationError:
+        return
+    raise RuntimeError("the old password of Redis is still good")
+
+
+@contextlib.contextmanager
 def provider(cluster, mode, **behaviour):
     """The first provider misbehaves; see tests/doubles/README.md for the modes."""
 
@@ -165,6 +205,8 @@ FAULTS = {
     "redis primary killed": redis_primary_killed,
     "redis away": redis_away,
     "gateways restarted": gateways_restarted,
+    "hosts killed": hosts_killed,
+    "passwords rotated": passwords_rotated,
     **{
         f"provider {mode}": functools.partial(provider, mode=mode, **more)
         for mode, more in {

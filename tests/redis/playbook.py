@@ -45,6 +45,8 @@ def run_file(cluster, path, *options, variables=None, check=True, seconds=400):
     if variables:
         command += ["--extra-vars", json.dumps(variables)]
     environment = os.environ | {
+        # Molecule asks for colours, which would be in the recap that is read below.
+        "ANSIBLE_FORCE_COLOR": "0",
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".collections"),
