@@ -31,14 +31,14 @@ DRAINING = (503, {"ok": False, "status": "draining"})
 # ---- rendering
 
 
-def render(topology, host="node1", **variables):
+def render(topology, host="node1", template="haproxy.cfg.j2", **variables):
     """The text of haproxy.cfg on ``host``, from the role's own defaults, variables and template."""
     loader = DataLoader()
     known = {"topology_cluster": topology, "inventory_hostname": host, "ansible_managed": "Ansible managed"}
     for source in ("defaults/main.yml", "vars/main.yml"):
         known |= loader.load_from_file(str(ROLE / source), trusted_as_template=True)
-    template = trust_as_template((ROLE / "templates" / "haproxy.cfg.j2").read_text())
-    return str(Templar(loader=loader, variables=known | variables).template(template)) + "\n"
+    text = trust_as_template((ROLE / "templates" / template).read_text())
+    return str(Templar(loader=loader, variables=known | variables).template(text)) + "\n"
 
 
 def cluster(replicas=3, datacenters=("main",)):
