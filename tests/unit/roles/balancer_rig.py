@@ -21,6 +21,7 @@ import subprocess
 import threading
 import time
 import types
+import uuid
 
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
@@ -101,13 +102,13 @@ class Backend:
                         body += self.rfile.read(size)
                         self.rfile.readline()
                     self.rfile.readline()
-                backend.bodies.append(len(body))
                 if self.path == "/startupz":
                     if backend.probe == "silence":
                         backend.release.wait(20)
                     return self.send(*backend.probe)
                 identity = self.headers.get("X-Test", "")
                 backend.received.append((identity, self.headers.items()))
+                backend.bodies.append(len(body))
                 if self.path == "/held":
                     backend.release.wait(20)
                 if self.path == "/stream":
@@ -156,9 +157,15 @@ class Backend:
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = True
 
-            def handle_error(self, *_arguments):
-                """HAProxy ends connections as it likes."""
+            def get_request(self):
+                connection, address = super().get_request()
+                backend.connections.append(connection)
+                return connection, address
 
+            def handle_error(self, *_arguments):
+                """A balancer ends connections as it likes."""
+
+        self.connections = []
         self.server = Server(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -169,6 +176,9 @@ class Backend:
             self.server.shutdown()
             self.server.server_close()
             self.server = None
+            for connection in self.connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
 
 def free_port():
@@ -412,7 +422,7 @@ def save_state():
 def authority():
     """Key and certificate of an authority."""
     key = ec.generate_private_key(ec.SECP256R1())
-    return key, _certificate("authority", key.public_key(), key, None, [], 365)
+    return key, _certificate(f"authority {uuid.uuid4()}", key.public_key(), key, None, [], 365)
 
 
 def certificate(directory, name, names, issuer=None, days=30, key=None):
