@@ -321,7 +321,13 @@ class HAProxy(Balancer):
     def start(self):
         save_state().main(str(self.config), "ask", f"{self.directory}/state")
         self.popen("-W", "-f", str(self.config))
-        until(lambda: self.alive() and self.states())
+        until(lambda: self.alive() and self.hears() and self.states())
+
+    def hears(self):
+        """Whether the master waits for signals: while it loads, a reload is not heard."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        caught = int(status.split("SigCgt:")[1].split()[0], 16)
+        return caught >> (signal.SIGUSR2 - 1) & 1
 
     def ready(self):
         """Wait until every server has been checked at least once, and is up."""
@@ -360,7 +366,7 @@ class HAProxy(Balancer):
         def pid(info):
             return [line for line in info.splitlines() if line.startswith("Pid:")]
 
-        until(lambda: (now := pid(self.command("show info"))) and now != pid(before) and self.states())
+        until(lambda: (now := pid(self.command("show info"))) and now != pid(before) and self.hears() and self.states())
 
 
 class Nginx(Balancer):
@@ -397,8 +403,13 @@ class Nginx(Balancer):
         """The workers that take requests."""
         pid = self.process.pid
         children = pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        lines = {child: pathlib.Path(f"/proc/{child}/cmdline").read_text() for child in children}
-        return {child for child, line in lines.items() if "worker process" in line and "shutting" not in line}
+        found = set()
+        for child in children:
+            with contextlib.suppress(OSError):
+                line = pathlib.Path(f"/proc/{child}/cmdline").read_text()
+                if "worker process" in line and "shutting" not in line:
+                    found.add(child)
+        return found
 
     def reload(self):
         before = self.workers()
