@@ -140,6 +140,7 @@ def test_http_2_and_http_1_by_alpn(tls):
     assert '"from":"r' in curl(running, "--http2", *data, f"https://test.example:{running.tls_port}/api/v1/message")
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_old_tls_is_refused(tls, version):
     running = tls()
