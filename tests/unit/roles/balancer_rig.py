@@ -24,7 +24,6 @@ import types
 import uuid
 
 from ansible.parsing.dataloader import DataLoader
-from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar, trust_as_template
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -33,8 +32,6 @@ from cryptography.x509.oid import NameOID
 
 from ansible_collections.openclaw.ha.plugins.module_utils import nginx_upstream
 from ansible_collections.openclaw.ha.plugins.module_utils.topology import build
-
-init_plugin_loader([])
 
 ROLE = pathlib.Path(__file__).resolve().parents[3] / "roles" / "balancer"
 STARTED = (200, {"ok": True, "status": "started"})

@@ -23,8 +23,12 @@ def is_haproxy(running):
 
 
 def given(directory, *names):
-    """The variable balancer_certificates for files that certificate() wrote."""
-    return [{"name": name, "cert": str(directory / f"{name}.crt"), "key": str(directory / f"{name}.key")} for name in names]
+    """The variables for files that certificate() wrote, each valid for NAME.example and what is below it."""
+    return {
+        "balancer_certificates": [{"name": name, "cert": str(directory / f"{name}.crt"), "key": str(directory / f"{name}.key")} for name in names],
+        # As the role reads them from the files.
+        "_balancer_server_names": {f"site-{name}": [f"DNS:{name}.example", f"DNS:*.{name}.example"] for name in names},
+    }
 
 
 # ---- what the programs say to the configuration
@@ -51,14 +55,13 @@ def rendered(directory, template, variant):
     variables = dict(variant)
     topology = cluster(3)
     topology["balancers"][0] |= {key: variables.pop(key) for key in ("tls_port", "vip") if key in variables}
-    for number, name in enumerate(("one", "two")):
-        certificate(directory, name, [f"{name}.example", f"*.{name}.example", f"192.0.2.{number}"])
+    for name in ("one", "two"):
         certificate(directory, f"site-{name}", [f"{name}.example"])
     certificate(directory, "own", ["node1"])
     (directory / "own").mkdir()
     (directory / "own" / "ca.pem").write_bytes((directory / "trusted.pem").read_bytes())
     if "balancer_certificates" in variables:
-        variables["balancer_certificates"] = given(directory, *variables["balancer_certificates"])
+        variables |= given(directory, *variables["balancer_certificates"])
     return render(topology, template=template, _balancer_directory=str(directory), **variables)
 
 
@@ -160,17 +163,15 @@ def test_old_tls_is_refused(tls, version):
 
 def test_the_certificate_is_chosen_by_the_name_that_is_asked_for(engine, tmp_path):
     for name in ("first", "second"):
-        certificate(tmp_path, name, [f"{name}.example", f"*.{name}.example"])
-        for kind in ("crt", "key"):
-            (tmp_path / f"site-{name}.{kind}").write_bytes((tmp_path / f"{name}.{kind}").read_bytes())
-    running = engine(1, tls=True, balancer_certificates=given(tmp_path, "first", "second"))
+        certificate(tmp_path, f"site-{name}", [f"{name}.example", f"*.{name}.example"])
+    running = engine(1, tls=True, **given(tmp_path, "first", "second"))
 
     def shown(asked):
         with running.connect(tls=True, name=asked) as client:
             return dict(pair for (pair,) in client.getpeercert()["subject"])["commonName"]
 
     names = ("first.example", "second.example", "www.second.example", "elsewhere.example")
-    assert [shown(name) for name in names] == ["first", "second", "second", "first"]
+    assert [shown(name) for name in names] == ["site-first", "site-second", "site-second", "site-first"]
 
 
 def test_a_replica_learns_that_it_was_tls(tls):
