@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import pathlib
 
 from ansible.errors import AnsibleError, AnsibleLookupError
 from ansible.plugins.action import ActionBase
 from ansible.release import __version__ as ansible_version
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from ansible_collections.openclaw.ha.plugins.module_utils import preflight
 
@@ -44,6 +48,7 @@ class ActionModule(ActionBase):
             "ansible_version": ansible_version,
             "specs": specs,
         }
+        cluster["certificates"] = {pair: certificate_info(*pair) for pair in _given_certificates(cluster["settings"])}
         problems = preflight.problems(**cluster)
         warnings = preflight.warnings(**cluster)
         if problems:
@@ -89,6 +94,55 @@ class ActionModule(ActionBase):
                     # A default may need facts that the role gathers first; what the inventory says must hold now.
                     settings[host][name] = preflight.Unreadable(_reason(error)) if name in own else None
         return settings
+
+
+def _given_certificates(settings):
+    """Pairs of files that the balancers' variables name."""
+    pairs = set()
+    for variables in settings.values():
+        given = variables.get("balancer_certificates")
+        for item in given if isinstance(given, list) else []:
+            if isinstance(item, dict) and all(isinstance(item.get(key), str) for key in ("cert", "key")):
+                pairs.add((item["cert"], item["key"]))
+    return pairs
+
+
+def certificate_info(cert, key):
+    """``{"days": days left}`` of a certificate and its key on this machine, or ``{"problem": what is wrong}``; nothing of the key is told."""
+    content = {}
+    for what, path in (("cert", cert), ("key", key)):
+        full = os.path.expanduser(path)
+        if not os.path.isabs(full):
+            return {"problem": f"found {path} as {what}; allowed an absolute path on the controller; put {{{{ inventory_dir }}}}/ in front"}
+        try:
+            content[what] = pathlib.Path(full).read_bytes()
+        except OSError as error:
+            return {"problem": f"found no readable file {path} ({error.strerror}); allowed one that Ansible can read; correct the path or its mode"}
+    try:
+        first = x509.load_pem_x509_certificate(content["cert"])
+    except ValueError:
+        return {"problem": f"found no PEM certificate in {cert}; allowed the site's certificate first, then those that lead to its authority; correct it"}
+    try:
+        private = serialization.load_pem_private_key(content["key"], password=None)
+    except (TypeError, ValueError):
+        return {"problem": f"found no usable private key in {key}; allowed a PEM key without a passphrase; correct it"}
+    if _public(private.public_key()) != _public(first.public_key()):
+        return {"problem": f"found a key in {key} that is not the one of the certificate in {cert}; allowed two that belong together; correct one"}
+    now, begin, end = datetime.datetime.now(datetime.timezone.utc), _time(first, "not_valid_before"), _time(first, "not_valid_after")
+    if not begin <= now <= end:
+        found = f"found a certificate in {cert} that is valid from {begin:%Y-%m-%d} to {end:%Y-%m-%d}"
+        return {"problem": f"{found}; allowed one that is valid now; renew it"}
+    return {"days": (end - now).days}
+
+
+def _public(key):
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _time(certificate, name):
+    """One of its two times; versions of cryptography before 42 have no name for it with a time zone."""
+    value = getattr(certificate, f"{name}_utc", None)
+    return value or getattr(certificate, name).replace(tzinfo=datetime.timezone.utc)
 
 
 def _reason(error):

@@ -26,6 +26,10 @@ DISTRIBUTIONS = {"debian": ("12", "13")}
 #: OpenClaw derives further ports from a replica's own one, up to +110.
 REPLICA_PORTS = 120
 SECRET_LENGTH = 16
+#: A certificate with fewer days left is worth a warning.
+CERTIFICATE_DAYS = 14
+#: Seconds, as in roles/balancer/templates/nginx.conf.j2.
+NGINX_READ_TIMEOUT = 60
 #: Groups without which there is no cluster, and what runs there.
 NEEDED_GROUPS = {"openclaw_gateways": "a gateway", "openclaw_redis": "Redis", "openclaw_balancers": "a balancer"}
 #: The hosts of a role. Roles not named here are not looked at.
@@ -53,6 +57,7 @@ _PLAIN = re.compile(r"[!%-&(-\[\]-_a-~]*\Z")
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?\Z")
 _REDIS_SIZE = re.compile(r"(\d+)\s*(b|k|kb|m|mb|g|gb)?\Z", re.I)
 _REDIS_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _SYSTEMD_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTPE%]?)\Z")
 
 
@@ -74,6 +79,7 @@ class Cluster:
     npm: gateway version -> result of ``npm_package_info``, for versions that are not installed yet
     ansible_version: of the controller, such as ``2.19.14``; empty leaves its check out
     specs: role -> variable -> its option in the role's argument_specs
+    certificates: (file of a certificate, file of its key) on the controller -> what certificate_info() says about them
     """
 
     topology: dict
@@ -82,6 +88,7 @@ class Cluster:
     npm: dict = dataclasses.field(default_factory=dict)
     ansible_version: str = ""
     specs: dict = dataclasses.field(default_factory=dict)
+    certificates: dict = dataclasses.field(default_factory=dict)
 
     def members(self, *groups):
         """Names of the hosts in any of the groups, in inventory order."""
@@ -171,6 +178,13 @@ def _ports(cluster):
         )
         for node in topology[key]
     ]
+    services += [
+        ("balancer_tls_port", "balancer's TLS", node["host"], node["tls_port"], 1) for node in topology["balancers"] if node["tls_port"] is not None
+    ]
+    for host in cluster.members("openclaw_balancers"):
+        port = cluster.settings[host].get("balancer_peers_port")
+        if isinstance(port, int) and port:
+            services.append(("balancer_peers_port", "balancers among themselves", host, port, 1))
     for variable, label, host, port, width in dict.fromkeys((*replicas, *services)):
         if not 1 <= port <= 65536 - width:
             yield _say(f"{host}: {variable}", f"port {port} for the {label}", f"1 to {65536 - width}", "correct it")
@@ -415,6 +429,66 @@ def _providers(cluster):
     yield from cluster.judge("gateway_providers", cluster.members("openclaw_gateways"), check)
 
 
+def _balancers(cluster):
+    hosts = cluster.members("openclaw_balancers")
+    tls = {node["host"]: node["tls_port"] is not None for node in cluster.topology["balancers"]}
+
+    def engine(host, value):
+        if value not in (None, "haproxy", "nginx"):
+            yield _say("balancer_engine", _shown(value), "haproxy or nginx", "choose one")
+
+    def plain(host, value):
+        if value not in (None, "serve", "redirect", "off"):
+            # YAML reads a bare off as false.
+            remedy = "put off in quotes" if value is False else "choose one"
+            yield _say("balancer_plain", _shown(value), 'serve, redirect or "off"', remedy)
+        elif value in ("redirect", "off") and not tls[host]:
+            yield _say("balancer_plain", f"{value} without TLS", "serve, or TLS as well", "set balancer_tls to true")
+
+    def only_haproxy(host, value, name, what):
+        if value and cluster.settings[host].get("balancer_engine") == "nginx":
+            yield _say(name, f"{value} with the engine nginx, which cannot {what}", "0 with nginx", "set it so, or set balancer_engine to haproxy")
+
+    def body(host, value):
+        if isinstance(value, int) and value < 1:
+            yield _say("balancer_max_body", value, "1 or more bytes", "correct it")
+
+    def negative(host, value, name):
+        if isinstance(value, int) and value < 0:
+            yield _say(name, value, "0, which is no limit, or more", "correct it")
+
+    yield from cluster.judge("balancer_engine", hosts, engine)
+    yield from cluster.judge("balancer_plain", hosts, plain)
+    yield from cluster.judge("balancer_max_body", hosts, body)
+    for name in ("balancer_client_connections", "balancer_client_requests_per_minute", "balancer_token_requests_per_minute", "balancer_hsts"):
+        yield from cluster.judge(name, hosts, lambda host, value, name=name: negative(host, value, name))
+    for name, what in (("balancer_token_requests_per_minute", "count by a digest of the token"), ("balancer_peers_port", "count together with others")):
+        yield from cluster.judge(name, hosts, lambda host, value, name=name, what=what: only_haproxy(host, value, name, what))
+
+
+def _certificates(cluster):
+    tls = {node["host"]: node["tls_port"] is not None for node in cluster.topology["balancers"]}
+
+    def check(host, value):
+        if not isinstance(value, list) or not tls[host]:
+            return
+        names = [item.get("name") for item in value if isinstance(item, dict)]
+        for number, item in enumerate(value, 1):
+            # Other shapes are refused by the role's argument_specs.
+            if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("name", "cert", "key")):
+                continue
+            subject = f"balancer_certificates entry {number} ({item['name']})"
+            if not _FILE_NAME.match(item["name"]):
+                yield _say(subject, "a name that is no file's", "letters, digits, dots, dashes and underscores", "rename it")
+            elif names.count(item["name"]) > 1:
+                yield _say(subject, "the name twice", "a name of its own for each", "rename one")
+            problem = cluster.certificates.get((item["cert"], item["key"]), {}).get("problem")
+            if problem:
+                yield f"{subject}: {problem}."
+
+    yield from cluster.judge("balancer_certificates", cluster.members("openclaw_balancers"), check)
+
+
 def _stateless(cluster):
     replicas = len(cluster.topology["replicas"])
 
@@ -467,6 +541,8 @@ CHECKS = (
     _user_passwords,
     _tls,
     _providers,
+    _balancers,
+    _certificates,
     _stateless,
 )
 
@@ -498,7 +574,26 @@ def _npm_unknown(cluster):
             yield f"gateway_version: {answer['reason']} Its installation will tell."
 
 
-ADVICE = (_eviction, _failover, _npm_unknown)
+def _certificates_end(cluster):
+    for (path, _key), info in cluster.certificates.items():
+        if not info.get("problem") and info.get("days", CERTIFICATE_DAYS) < CERTIFICATE_DAYS:
+            found = f"a certificate in {path} that ends in {info['days']} days"
+            yield _say("balancer_certificates", found, f"any that is valid, but better {CERTIFICATE_DAYS} days or more", "renew it")
+
+
+def _long_turns(cluster):
+    """nginx gives up on a replica that says nothing for 60 s; a turn may take longer."""
+    longest = max((cluster.settings[host].get("gateway_turn_timeout") or 0 for host in cluster.members("openclaw_gateways")), default=0)
+
+    def check(host, value):
+        if value == "nginx" and longest > NGINX_READ_TIMEOUT:
+            found = f"nginx, which answers 504 after {NGINX_READ_TIMEOUT} s of silence, and turns of up to {longest} s"
+            yield _say("balancer_engine", found, "any, but better haproxy", f"change it, or lower gateway_turn_timeout to {NGINX_READ_TIMEOUT} or less")
+
+    return cluster.judge("balancer_engine", cluster.members("openclaw_balancers"), check)
+
+
+ADVICE = (_eviction, _failover, _npm_unknown, _certificates_end, _long_turns)
 
 
 # --- small things -------------------------------------------------------------------------------------------------

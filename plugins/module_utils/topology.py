@@ -20,6 +20,8 @@ DEFAULTS = {
     "sentinel_port": 26379,
     "sentinel_monitor_name": "openclaw",
     "balancer_port": 8080,
+    "balancer_tls": False,
+    "balancer_tls_port": 8443,
     "ollama_port": 11434,
     "redis_tls": True,
     "topology_datacenter": "main",
@@ -75,7 +77,7 @@ def build(groups, hostvars):
         "sentinels": sentinels,
         "redis_tls": _truth(members["openclaw_redis"] + members["openclaw_sentinels"] + members["openclaw_gateways"], hostvars, "redis_tls"),
         "monitor": _monitor(members["openclaw_sentinels"], len(sentinels), hostvars),
-        "balancers": nodes("openclaw_balancers", "balancer_port"),
+        "balancers": _balancers(nodes("openclaw_balancers", "balancer_port"), hostvars),
         "ollama": nodes("openclaw_ollama", "ollama_port"),
     }
 
@@ -104,6 +106,15 @@ def _replicas(gateways, hosts, hostvars):
             }
         )
     return replicas
+
+
+def _balancers(nodes, hostvars):
+    """Balancers with the port on which they speak TLS, None where they do not."""
+    for node in nodes:
+        name = node["host"]
+        tls = _truth([name], hostvars, "balancer_tls")
+        node["tls_port"] = _integer(name, hostvars[name], "balancer_tls_port") if tls else None
+    return nodes
 
 
 def _monitor(names, count, hostvars):

@@ -180,3 +180,23 @@ def test_a_registry_that_cannot_be_asked_is_a_warning(three_hosts):
     assert (code, refused) == (0, []), printed
     assert "[WARNING]: gateway_version: Whether openclaw 2026.9.6 exists could not be asked" in printed
     assert "[WARNING]: redis_maxmemory_policy: found allkeys-lru, which evicts locks" in printed
+
+
+def test_what_a_balancer_cannot_do_is_refused_with_its_certificates_read_from_the_controller(three_hosts):
+    three_hosts.vary(
+        balancer_tls=True,
+        balancer_engine="nginx",
+        balancer_token_requests_per_minute=10,
+        balancer_certificates=[
+            {"name": "site", "cert": "{{ inventory_dir }}/tls/site.crt", "key": "{{ inventory_dir }}/secrets/gateway_token"}
+        ],
+    )
+    code, printed, refused = three_hosts.preflight()
+    assert code != 0
+    expected = [
+        "balancer_token_requests_per_minute: found 10 with the engine nginx",
+        f"balancer_certificates entry 1 (site): found no readable file {three_hosts.path}/tls/site.crt (No such file or directory); ",
+    ]
+    assert len(refused) == 2, printed
+    for start, sentence in zip(expected, refused):
+        assert sentence.startswith(start)

@@ -2,69 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import http.server
-import importlib.util
 import json
-import pathlib
-import shutil
-import signal
 import socket
 import subprocess
 import threading
-import time
 import types
 import uuid
 
 import pytest
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar, trust_as_template
-
-from ansible_collections.openclaw.ha.plugins.module_utils.topology import build
-
-ROLE = pathlib.Path(__file__).resolve().parents[3] / "roles" / "balancer"
-STARTED = (200, {"ok": True, "status": "started"})
-DRAINING = (503, {"ok": False, "status": "draining"})
-
-
-# ---- rendering
-
-
-def render(topology, host="node1", **variables):
-    """The text of haproxy.cfg on ``host``, from the role's own defaults, variables and template."""
-    loader = DataLoader()
-    known = {"topology_cluster": topology, "inventory_hostname": host, "ansible_managed": "Ansible managed"}
-    for source in ("defaults/main.yml", "vars/main.yml"):
-        known |= loader.load_from_file(str(ROLE / source), trusted_as_template=True)
-    template = trust_as_template((ROLE / "templates" / "haproxy.cfg.j2").read_text())
-    return str(Templar(loader=loader, variables=known | variables).template(template)) + "\n"
-
-
-def cluster(replicas=3, datacenters=("main",)):
-    """A topology with one balancer and some gateway replicas in each datacenter."""
-    hosts = {}
-    for number, datacenter in enumerate(datacenters, start=1):
-        hosts[f"node{number}"] = {
-            "ansible_host": f"198.18.0.{number}",
-            "topology_datacenter": datacenter,
-            "gateway_replicas": replicas,
-        }
-    return build({"openclaw_balancers": list(hosts), "openclaw_gateways": list(hosts)}, hosts)
-
-
-def servers(config):
-    return [line.split()[1:3] for line in config.splitlines() if line.split()[:1] == ["server"]]
-
-
-@pytest.fixture(scope="session")
-def haproxy_program():
-    program = shutil.which("haproxy", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
-    if program is None:
-        pytest.fail(
-            "haproxy is not installed, and these tests ask it what it makes of the configuration: run lab/bootstrap"
-        )
-    return program
+from balancer_rig import DRAINING, STARTED, Backend, HAProxy, cluster, render, save_state, servers, until
 
 
 @pytest.mark.parametrize("replicas", [1, 3, 40])
@@ -91,202 +37,6 @@ def test_servers_come_from_the_topology_and_from_the_own_datacenter():
 def test_nothing_but_the_front_door_listens_beyond_this_host():
     binds = [line.split()[1] for line in render(cluster()).splitlines() if line.split()[:1] == ["bind"]]
     assert binds == ["198.18.0.1:8080", "127.0.0.1:8405"]
-
-
-# ---- backends that misbehave
-
-
-class Backend:
-    """A replica's stand-in.
-
-    ``probe`` is its answer to /startupz. ``hurt`` is called with the id of each other request and says what becomes of
-    it: "answer", "drop" (it is read, then the connection is closed) or a status.
-    """
-
-    def __init__(self, name):
-        self.name = name
-        self.probe = STARTED
-        self.hurt = lambda _identity: "answer"
-        self.received = []
-        self.release = threading.Event()
-        backend = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_arguments):
-                pass
-
-            def do_GET(self):
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                if self.path == "/startupz":
-                    if backend.probe == "silence":
-                        backend.release.wait(20)
-                    return self.send(*backend.probe)
-                identity = self.headers.get("X-Test", "")
-                backend.received.append((identity, self.headers.items()))
-                if self.path == "/held":
-                    backend.release.wait(20)
-                fate = backend.hurt(identity)
-                if fate == "drop":
-                    self.close_connection = True
-                    return None
-                return self.send(200 if fate == "answer" else fate, {"from": backend.name})
-
-            do_POST = do_DELETE = do_GET
-
-            def send(self, status, body):
-                raw = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(raw)))
-                self.end_headers()
-                self.wfile.write(raw)
-
-        class Server(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_arguments):
-                """HAProxy ends connections as it likes."""
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def close(self):
-        if self.server:
-            self.release.set()
-            self.server.shutdown()
-            self.server.server_close()
-            self.server = None
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def until(condition, seconds=10):
-    """Poll until ``condition()`` is true; returns its value, or fails at the deadline."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true in time"
-        time.sleep(0.02)  # between two looks
-    return value
-
-
-class Balancer:
-    """HAProxy with the rendered configuration, moved into a directory of the test, in front of ``backends``."""
-
-    def __init__(self, program, directory, backends, **variables):
-        self.directory = directory
-        self.backends = backends
-        self.port, self.status_port = free_port(), free_port()
-        self.variables = {"balancer_metrics_port": self.status_port, "balancer_slowstart": 0} | variables
-        self.config = directory / "haproxy.cfg"
-        self.write({backend.name: backend.port for backend in backends})
-        (directory / "state").write_text("1\n")
-        self.process = subprocess.Popen(
-            [program, "-W", "-f", str(self.config)], stdout=(directory / "log").open("w"), stderr=subprocess.STDOUT
-        )
-        until(lambda: self.alive() and set(self.states().values()) == {"UP"} and self.checked())
-
-    def write(self, ports):
-        replicas = [
-            {"id": name, "address": "127.0.0.1", "port": port, "datacenter": "main"} for name, port in ports.items()
-        ]
-        balancers = [{"host": "node1", "address": "127.0.0.1", "port": self.port, "datacenter": "main"}]
-        text = render({"balancers": balancers, "replicas": replicas}, **self.variables)
-        for old, new in (
-            ("chroot /var/lib/haproxy\n", "\n"),
-            ("    user haproxy\n", "\n"),
-            ("    group haproxy\n", "\n"),
-            ("/run/haproxy/admin.sock user root group root", f"{self.directory}/socket"),
-            ("/var/lib/haproxy/server-state", f"{self.directory}/state"),
-        ):
-            assert text.count(old) == 1, f"{old!r} is not in the configuration"
-            text = text.replace(old, new)
-        self.config.write_text(text)
-
-    def alive(self):
-        assert self.process.poll() is None, self.log()
-        return (self.directory / "socket").exists()
-
-    def log(self):
-        return (self.directory / "log").read_text()
-
-    def command(self, text):
-        with contextlib.suppress(ConnectionError, FileNotFoundError), socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(f"{self.directory}/socket")
-            connection.sendall(f"{text}\n".encode())
-            return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
-        return ""
-
-    def rows(self):
-        """What ``show stat`` says of each server, by name."""
-        lines = [line.split(",") for line in self.command("show stat").splitlines()]
-        return {line[1]: dict(zip(lines[0], line)) for line in lines if line[0] == "gateways" and line[1] != "BACKEND"}
-
-    def states(self):
-        return {name: row["status"].split()[0] for name, row in self.rows().items()}
-
-    def checked(self):
-        """Whether every server has been checked at least once."""
-        return all(row["check_status"].startswith("L7") for row in self.rows().values())
-
-    def ask(self, method, path="/x", headers=(), body="", port=None):
-        """One request on a connection of its own, in one piece; returns status, body and headers."""
-        head = {"Host": "test", "Content-Length": len(body), "Connection": "close"} | dict(headers)
-        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", body]
-        with socket.create_connection(("127.0.0.1", port or self.port), timeout=15) as client:
-            client.sendall("\r\n".join(lines).encode())
-            response = http.client.HTTPResponse(client, method=method)
-            response.begin()
-            return types.SimpleNamespace(status=response.status, body=response.read(), headers=response.headers)
-
-    def reload(self):
-        """Reload as the unit does: keep the states, then signal the master."""
-        before = self.command("show info")
-        save_state().main(str(self.config), f"{self.directory}/socket", f"{self.directory}/state")
-        self.process.send_signal(signal.SIGUSR2)
-
-        def pid(info):
-            return [line for line in info.splitlines() if line.startswith("Pid:")]
-
-        until(lambda: (now := pid(self.command("show info"))) and now != pid(before) and self.states())
-
-    def close(self):
-        for backend in self.backends:
-            backend.close()
-        self.process.terminate()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(5)
-
-
-@pytest.fixture
-def balancer(haproxy_program, tmp_path):
-    started = []
-
-    def start(count=3, **variables):
-        running = Balancer(
-            haproxy_program, tmp_path, [Backend(f"r{number}") for number in range(1, count + 1)], **variables
-        )
-        started.append(running)
-        return running
-
-    yield start
-    for running in started:
-        running.close()
-
-
-def save_state():
-    """The role's script as a module."""
-    spec = importlib.util.spec_from_file_location("save_state", ROLE / "files" / "save_state.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---- what is up
@@ -432,9 +182,7 @@ def test_what_reached_a_replica_is_sent_again_only_where_that_is_safe(
 @pytest.fixture(scope="module")
 def shared(haproxy_program, tmp_path_factory):
     """One balancer for many requests: the first replica that sees a request hurts it, whoever sees it again answers."""
-    running = Balancer(
-        haproxy_program, tmp_path_factory.mktemp("shared"), [Backend(f"r{number}") for number in (1, 2, 3)]
-    )
+    running = HAProxy(haproxy_program, tmp_path_factory.mktemp("shared"), [Backend(f"r{number}") for number in (1, 2, 3)]).ready()
 
     def arm(fate, identity):
         seen = set()

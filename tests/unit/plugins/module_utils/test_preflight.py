@@ -788,3 +788,70 @@ def test_a_cluster_keeps_the_transport_it_was_set_up_with(case, seen, good):
         assert case.problems() == []
     else:
         refused(case, "redis_tls", "was set up without TLS on node2", "set it to false")
+
+
+# --- balancers
+
+
+@pytest.mark.parametrize(
+    "values, start, parts",
+    [
+        ({"balancer_engine": "apache"}, "balancer_engine: found apache; ", ["haproxy or nginx"]),
+        ({"balancer_plain": "redirect"}, "balancer_plain: found redirect without TLS; ", ["set balancer_tls to true"]),
+        ({"balancer_plain": "off"}, "balancer_plain: found off without TLS; ", []),
+        ({"balancer_plain": False}, "balancer_plain: found False; ", ["put off in quotes"]),
+        ({"balancer_plain": "both"}, "balancer_plain: found both; ", ["choose one"]),
+        ({"balancer_max_body": 0}, "balancer_max_body: found 0; ", []),
+        ({"balancer_client_connections": -1}, "balancer_client_connections: found -1; ", []),
+        ({"balancer_hsts": -1}, "balancer_hsts: found -1; ", []),
+        (
+            {"balancer_engine": "nginx", "balancer_token_requests_per_minute": 10},
+            "balancer_token_requests_per_minute: found 10 with the engine nginx",
+            ["set balancer_engine to haproxy"],
+        ),
+        ({"balancer_engine": "nginx", "balancer_peers_port": 9000}, "balancer_peers_port: found 9000 with the engine nginx", []),
+        ({"balancer_peers_port": 8080}, "balancer_port: found 8080 for the balancer, but the balancers among themselves has", []),
+    ],
+)
+def test_a_balancer_that_cannot_be(case, values, start, parts):
+    refused(case.set(**values), start, *parts)
+
+
+@pytest.mark.parametrize("plain", ["serve", "redirect", "off"])
+def test_with_tls_the_plain_port_may_be_anything(case, plain):
+    assert case.shape(balancer_tls=True).set(balancer_plain=plain).problems() == []
+
+
+def test_the_port_for_tls_must_be_free(case):
+    refused(case.shape(balancer_tls=True, balancer_tls_port=8080), "balancer_port: found 8080 for the balancer, but the balancer's TLS has")
+    assert Case().shape(balancer_tls=False, balancer_tls_port=8080).problems() == []
+
+
+CERTIFICATE = {"name": "site", "cert": "/tls/site.crt", "key": "/tls/site.key"}
+
+
+def test_a_certificate_that_cannot_be_used(case):
+    case.shape(balancer_tls=True).set(balancer_certificates=[CERTIFICATE])
+    case.more["certificates"] = {("/tls/site.crt", "/tls/site.key"): {"problem": "found nothing; allowed a file; correct it"}}
+    refused(case, "balancer_certificates entry 1 (site): found nothing; allowed a file; correct it.")
+    case.shape(balancer_tls=False)
+    assert case.problems() == []
+
+
+@pytest.mark.parametrize("name, found", [("../site", "a name that is no file's"), ("other", "the name twice")])
+def test_names_of_certificates(case, name, found):
+    case.shape(balancer_tls=True).set(balancer_certificates=[CERTIFICATE | {"name": name}, CERTIFICATE | {"name": "other"}])
+    assert [problem for problem in case.problems() if f"found {found}" in problem]
+
+
+@pytest.mark.parametrize("days, warned", [(13, True), (14, False)])
+def test_a_certificate_that_ends_soon_is_warned_of(case, days, warned):
+    case.more["certificates"] = {("/tls/site.crt", "/tls/site.key"): {"days": days}}
+    assert [text for text in case.warnings() if f"ends in {days} days" in text] == case.warnings()
+    assert bool(case.warnings()) == warned
+
+
+@pytest.mark.parametrize("engine, seconds, warned", [("nginx", 120, True), ("nginx", 60, False), ("haproxy", 120, False)])
+def test_turns_that_nginx_would_cut_are_warned_of(case, engine, seconds, warned):
+    case.set(balancer_engine=engine, gateway_turn_timeout=seconds)
+    assert bool([text for text in case.warnings() if "504 after 60 s" in text]) == warned

@@ -108,3 +108,11 @@ def test_documented_defaults_are_the_real_ones():
     options = yaml.safe_load(specs.read_text())["argument_specs"]["main"]["options"]
     documented = {name: option["default"] for name, option in options.items() if "default" in option}
     assert documented == topology.DEFAULTS
+
+
+def test_a_balancer_has_a_port_for_tls_only_when_it_speaks_it():
+    groups = {"openclaw_balancers": ["node1", "node2"]}
+    hosts = {"node1": {"balancer_tls": "yes", "balancer_tls_port": 443}, "node2": {"balancer_tls_port": 443}}
+    assert [node["tls_port"] for node in topology.build(groups, hosts)["balancers"]] == [443, None]
+    with pytest.raises(topology.TopologyError, match="node1: balancer_tls is 'maybe'"):
+        topology.build(groups, {"node1": {"balancer_tls": "maybe"}, "node2": {}})
