@@ -31,6 +31,7 @@ NEEDED_GROUPS = {"openclaw_gateways": "a gateway", "openclaw_redis": "Redis", "o
 #: The hosts of a role. Roles not named here are not looked at.
 ROLE_GROUPS = {
     "gateway": "openclaw_gateways",
+    "agent": "openclaw_gateways",
     "redis": "openclaw_redis",
     "sentinel": "openclaw_sentinels",
     "balancer": "openclaw_balancers",
@@ -170,6 +171,13 @@ def _ports(cluster):
             ("ollama_port", "Ollama", "ollama"),
         )
         for node in topology[key]
+    ] + [
+        (variable, label, node["host"], node[key], 1)
+        for variable, label, key in (
+            ("agent_port", "agent's verdict", "verdict_port"),
+            ("agent_check_port", "agent's check", "check_port"),
+        )
+        for node in topology["replicas"]
     ]
     for variable, label, host, port, width in dict.fromkeys((*replicas, *services)):
         if not 1 <= port <= 65536 - width:
