@@ -78,7 +78,7 @@ def test_the_unit_has_no_rights(hosts, topology):
 
 
 def test_the_agent_can_read_no_secret(hosts, topology, cluster):
-    """Neither by its user, nor by the name of a file that holds one."""
+    """Files with secrets are closed to its user, and what it is given holds none."""
     for name in {replica["host"] for replica in topology["replicas"]}:
         host = hosts[name]
         secrets = ["/etc/openclaw/gateway.env", "/etc/openclaw/gateway/1/openclaw.json", "/var/lib/openclaw/1"]
@@ -113,7 +113,7 @@ def test_drain_and_ready_by_the_command(hosts, topology, replica):
     assert refused.rc == 1 and "run this as root" in refused.stderr
 
 
-def test_a_changed_configuration_restarts_the_agent_alone_and_an_invalid_one_changes_nothing(hosts, topology):
+def test_what_runs_is_what_is_written_and_what_is_invalid_is_refused(hosts, topology):
     host = hosts[topology["replicas"][0]["host"]]
     path = "/etc/openclaw-agent/config.json"
     assert host.file(path).sha256sum == host.file("/run/openclaw-agent/config.json").sha256sum
