@@ -35,8 +35,9 @@ def templar(**variables):
 def unit(with_templar, name):
     """The text of a unit."""
     text = (ROLE / "templates" / f"{name}.j2").read_text()
-    sandbox = "{% include 'sandbox.j2' %}"
-    return str(with_templar.template(trust_as_template(text.replace(sandbox, (ROLE / "templates/sandbox.j2").read_text())))) + "\n"
+    # As Jinja includes it: without the line end of the block, and without the last one of the file.
+    text = text.replace("{% include 'sandbox.j2' %}\n", (ROLE / "templates/sandbox.j2").read_text().rstrip("\n"))
+    return str(with_templar.template(trust_as_template(text))) + "\n"
 
 
 def rendered(**variables):

@@ -27,6 +27,8 @@ log = logging.getLogger("openclaw_agent")
 
 #: Seconds between two looks at its own clock: an agent that does not look takes no time for a gateway's silence.
 HEARTBEAT = 0.1
+#: Seconds between two signs of life for systemd's watchdog.
+WATCHDOG = 3.0
 #: Seconds that systemctl, the health route and a look at the disk may take.
 DEADLINE = 3.0
 #: A health answer that is older tells nothing of Redis and the provider.
@@ -198,9 +200,12 @@ class Service:
             self.findings["clock"] = Finding(False, f"the kernel does not tell: {error.strerror}")
 
     async def _pay_attention(self):
+        signalled = -WATCHDOG
         while True:
-            self.now()
-            _notify("WATCHDOG=1")
+            now = self.now()
+            if now - signalled >= WATCHDOG:
+                signalled = now
+                _notify("WATCHDOG=1")
             await asyncio.sleep(HEARTBEAT)
 
     def _tell(self, watched):
