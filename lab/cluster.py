@@ -203,6 +203,8 @@ class Cluster:
                 {"type": "openai-compatible", "timeout": 10, "retries": 2, **self._provider()},
                 {"name": "ollama", "type": "ollama", "model": "tiny:latest", "timeout": 30, "retries": 1},
             ],
+            # Containers share the machine's clock, which is not theirs to keep.
+            "agent_clock_check": False,
             "ollama_binary": str(ollama.ensure() if self.real_ollama else DOUBLES / "ollama_double.py"),
             "ollama_models": ollama.model() if self.real_ollama else [{"name": "tiny:latest"}],
         }

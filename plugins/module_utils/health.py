@@ -17,7 +17,12 @@ PROBES = {
     "/readyz": lambda body: body.get("ready") is True,
     "/healthz": lambda body: body.get("ok") is True and body.get("status") == "live",
     "/api/v1/health": lambda body: body.get("status") in ("ok", "degraded"),
+    # The agent's verdict. A gateway that does not answer just now is only degraded, too; a gate must not open for it.
+    "/health": lambda body: body.get("status") in ("ok", "degraded") and _checks(body).get("gateway") is True,
 }
+
+#: The path whose answer is an agent's verdict.
+VERDICT = "/health"
 
 #: Exit status by which the gateway says that its configuration or state is unusable; the unit does not retry on it.
 UNUSABLE = 78
@@ -32,22 +37,47 @@ class Sight:
     ok: bool
     seen: str
     version: str = ""
+    verdict: dict = field(default_factory=dict)
 
 
-def judge(path, status, text, expected_version=""):
-    """Turn an HTTP answer to a probe into a :class:`Sight`."""
+def judge(path, status, text, expected_version="", replica=""):
+    """Turn an HTTP answer to a probe into a :class:`Sight`; ``replica``: whose verdict it must be."""
     try:
         body = json.loads(text)
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        return Sight(False, f"HTTP {status} without JSON: is this port an OpenClaw gateway?")
+        return Sight(False, f"HTTP {status} without JSON: is this port {'an agent' if path == VERDICT else 'an OpenClaw gateway'}?")
     version = str(body.get("version") or "")
+    if path == VERDICT:
+        return _judge_verdict(status, body, version, expected_version, replica)
     if status != 200 or not PROBES[path](body):
         return Sight(False, f"HTTP {status}, {_summary(body)}", version)
     if expected_version and version and version != expected_version:
         return Sight(False, f"healthy, but runs version {version} instead of {expected_version}", version)
     return Sight(True, "healthy", version)
+
+
+def _judge_verdict(status, body, version, expected_version, replica):
+    """The same for an agent's verdict: what it says of each failing check is what people need to know."""
+    if not _checks(body):
+        return Sight(False, f"HTTP {status}, JSON that is no verdict")
+    if replica and body.get("replica") != replica:
+        return Sight(False, f"a verdict on {body.get('replica')} instead of {replica}", version)
+    problems = "; ".join(str(problem) for problem in body.get("problems") or [])
+    seen = str(body.get("status")) + (f": {problems}" if problems else "")
+    drain = body.get("drain")
+    if isinstance(drain, dict):
+        seen += f" (drained since {drain.get('since')} by {drain.get('by')})"
+    ok = status == 200 and PROBES[VERDICT](body)
+    if ok and expected_version and version != expected_version:
+        ok, seen = False, f"{seen}, but runs version {version or 'unknown'} instead of {expected_version}"
+    return Sight(ok, seen, version, body)
+
+
+def _checks(body):
+    checks = body.get("checks")
+    return checks if isinstance(checks, dict) else {}
 
 
 def _summary(body):
@@ -128,7 +158,7 @@ def look(replica, path, token="", timeout=2.0, expected_version=""):
         return Sight(False, "connection refused: nothing listens there")
     except (OSError, http.client.HTTPException) as error:
         return Sight(False, f"no answer: {error or type(error).__name__}")
-    return judge(path, status, text, expected_version)
+    return judge(path, status, text, expected_version, replica.get("id", ""))
 
 
 def wait(probe, given_up, successes, interval, deadline, clock=time.monotonic, sleep=time.sleep):

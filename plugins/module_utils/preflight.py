@@ -35,6 +35,7 @@ NEEDED_GROUPS = {"openclaw_gateways": "a gateway", "openclaw_redis": "Redis", "o
 #: The hosts of a role. Roles not named here are not looked at.
 ROLE_GROUPS = {
     "gateway": "openclaw_gateways",
+    "agent": "openclaw_gateways",
     "redis": "openclaw_redis",
     "sentinel": "openclaw_sentinels",
     "balancer": "openclaw_balancers",
@@ -177,6 +178,13 @@ def _ports(cluster):
             ("ollama_port", "Ollama", "ollama"),
         )
         for node in topology[key]
+    ] + [
+        (variable, label, node["host"], node[key], 1)
+        for variable, label, key in (
+            ("agent_port", "agent's verdict", "verdict_port"),
+            ("agent_check_port", "agent's check", "check_port"),
+        )
+        for node in topology["replicas"]
     ]
     services += [
         ("balancer_tls_port", "balancer's TLS", node["host"], node["tls_port"], 1) for node in topology["balancers"] if node["tls_port"] is not None

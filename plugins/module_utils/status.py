@@ -14,10 +14,14 @@ ROLES = {
     "openclaw_ollama": ("ollama", "ollama.service"),
 }
 
+#: Every gateway host has one, whatever the number of its replicas.
+AGENT_UNIT = "openclaw-agent.service"
+
 
 def units_of(topology, host):
     """Names of the systemd units that a host should run, sorted."""
-    units = [ROLES[group][1] for group in topology["hosts"][host]["groups"] if ROLES[group][1]]
+    groups = topology["hosts"][host]["groups"]
+    units = [ROLES[group][1] for group in groups if ROLES[group][1]] + [AGENT_UNIT] * ("openclaw_gateways" in groups)
     return sorted(units + [replica["unit"] for replica in topology["replicas"] if replica["host"] == host])
 
 
@@ -33,6 +37,15 @@ def probes_of(topology, host):
     ]
 
 
+def verdicts_of(topology, host):
+    """What ``gateway_health`` should ask for the agent's verdicts on a host's replicas, with its path ``/health``."""
+    return [
+        {"id": replica["id"], "address": "127.0.0.1", "port": replica["verdict_port"], "unit": AGENT_UNIT}
+        for replica in topology["replicas"]
+        if replica["host"] == host
+    ]
+
+
 def roles_of(topology, host):
     """What a host is there for, in words, sorted."""
     return sorted(ROLES[group][0] for group in topology["hosts"][host]["groups"])
@@ -43,7 +56,7 @@ def status(topology, answers):
 
     :param topology: the fact ``topology_cluster``
     :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
-        :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``redis`` (result of ``sentinel_info``) and ``aof`` (result of
+        :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of ``sentinel_info``) and ``aof`` (result of
         ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``), each absent when the host did not answer
     :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``redis`` and ``sentinels`` (lists of rows)
     """
@@ -62,9 +75,13 @@ def status(topology, answers):
     for replica in topology["replicas"]:
         probes = ((answers.get(replica["host"]) or {}).get("replicas") or {}).get("replicas") or []
         probe = next((one for one in probes if one["id"] == replica["id"]), {"healthy": False, "seen": "not asked", "version": ""})
-        replicas.append({**replica, "healthy": probe["healthy"], "seen": probe["seen"], "version": probe["version"]})
+        verdict = _verdict(replica, answers)
+        replicas.append({**replica, "healthy": probe["healthy"], "seen": probe["seen"], "version": probe["version"], "verdict": verdict})
         if not probe["healthy"]:
             problems.append(f"{replica['id']}: {probe['seen']}.")
+        if verdict["drain"]:
+            problems.append(f"{replica['id']}: {drained(verdict['drain'])}.")
+        problems += [f"{replica['id']}: {problem}." for problem in verdict["problems"]]
 
     view = next((answer["redis"] for answer in answers.values() if (answer or {}).get("redis", {}).get("state")), None)
     if view is None:
@@ -88,6 +105,30 @@ def status(topology, answers):
     }
 
 
+def _verdict(replica, answers):
+    """The agent's verdict on a replica: ``status``, ``failing`` (checks), ``problems`` and ``drain``; status unknown without an answer."""
+    asked = ((answers.get(replica["host"]) or {}).get("verdicts") or {}).get("replicas") or []
+    answer = next((one for one in asked if one["id"] == replica["id"]), None)
+    if answer is None:
+        return {"status": "unknown", "failing": [], "problems": [], "drain": None}
+    body = answer.get("verdict") or {}
+    if not body:
+        return {"status": "unknown", "failing": [], "problems": [f"agent: {answer['seen']}"], "drain": None}
+    failing = [name for name, ok in body["checks"].items() if ok is False]
+    return {"status": body["status"], "failing": failing, "problems": body["problems"], "drain": body["drain"]}
+
+
+def drained(switch):
+    """Who drained a replica, when and why, in words."""
+    since = f" since {switch['since']}" if switch["since"] else ""
+    return f"drained{since}{' by ' + switch['by'] if switch['by'] else ''}{' (' + switch['reason'] + ')' if switch['reason'] else ''}"
+
+
+def _verdict_cell(verdict):
+    failing = f" ({', '.join(verdict['failing'])})" if verdict["failing"] else ""
+    return f"{verdict['status']}{failing}{', ' + drained(verdict['drain']) if verdict['drain'] else ''}"
+
+
 def table(found):
     """The status as lines of text: a table for hosts, replicas and Redis, then what is wrong."""
     lines = columns(
@@ -103,9 +144,9 @@ def table(found):
         ]
     )
     lines += [""] + columns(
-        [("REPLICA", "ENDPOINT", "ZONE", "VERSION", "STATE")]
+        [("REPLICA", "ENDPOINT", "ZONE", "VERSION", "STATE", "VERDICT")]
         + [
-            (row["id"], f"{row['address']}:{row['port']}", row["zone"], row["version"] or "-", row["seen"])
+            (row["id"], f"{row['address']}:{row['port']}", row["zone"], row["version"] or "-", row["seen"], _verdict_cell(row["verdict"]))
             for row in found["replicas"]
         ]
     )

@@ -42,9 +42,11 @@ options:
         type: str
   path:
     description: The probe. C(/startupz) tells whether a replica takes traffic, C(/readyz) includes its channels,
-      C(/healthz) tells only that it lives, C(/api/v1/health) tells about Redis and Ollama too.
+      C(/healthz) tells only that it lives, C(/api/v1/health) tells about Redis and Ollama too. C(/health) is the verdict of
+      the agent, on the replica's C(verdict_port); good is C(ok) or C(degraded) with a gateway that answers, and what is wrong
+      is named check by check.
     type: str
-    choices: [/startupz, /readyz, /healthz, /api/v1/health]
+    choices: [/startupz, /readyz, /healthz, /api/v1/health, /health]
     default: /startupz
   token:
     description: The gateway's token. With it the replica tells its version too.
@@ -88,6 +90,16 @@ EXAMPLES = r"""
         unit: openclaw-gateway@1.service
     token: "{{ gateway_token }}"
     version: 2026.9.6
+
+- name: Wait until the agent has found it good five times in a row
+  openclaw.ha.gateway_health:
+    replicas:
+      - id: node1-1
+        address: 192.0.2.11
+        port: 18700
+    path: /health
+    successes: 5
+    deadline: 60
 """
 
 RETURN = r"""
@@ -115,6 +127,9 @@ replicas:
     probes:
       description: Number of probes made.
       type: int
+    verdict:
+      description: The agent's verdict as it was answered last; only with the path C(/health), empty without an answer.
+      type: dict
   sample: [{id: node1-1, healthy: true, seen: healthy, version: 2026.9.6, seconds: 9.4, probes: 9}]
 """
 
@@ -146,6 +161,8 @@ def gate(replica, params, units, check_mode):
         "seconds": round(seconds, 1),
         "probes": seen.probes,
     }
+    if params["path"] == health.VERDICT:
+        result["verdict"] = seen.last.verdict
     if opened or check_mode:
         return result, ""
     url = f"http://{replica['address']}:{replica['port']}{params['path']}"

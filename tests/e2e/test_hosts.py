@@ -50,6 +50,8 @@ def test_listening_sockets_are_exactly_the_expected_ones(hosts, topology):
         for kind in ("redis", "sentinels"):
             expected |= {(where, node["port"]) for node in topology[kind] if node["host"] == name for where in (address, "127.0.0.1")}
         expected |= {(where, one["port"]) for one in topology["replicas"] if one["host"] == name for where in (address, "127.0.0.1")}
+        own = [one for one in topology["replicas"] if one["host"] == name]
+        expected |= {(where, one["verdict_port"]) for one in own for where in (address, "127.0.0.1")} | {(address, one["check_port"]) for one in own}
         expected |= {(address, node["port"]) for node in topology["ollama"] if node["host"] == name}
         for node in topology["balancers"]:
             if node["host"] == name:

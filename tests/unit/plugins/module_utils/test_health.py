@@ -52,6 +52,32 @@ def test_status_200_without_the_json_is_not_healthy(text):
     assert not sight.ok and "is this port an OpenClaw gateway?" in sight.seen
 
 
+def verdict(status, gateway=True, **more):
+    return json.dumps({"status": status, "replica": "node1-1", "version": "2026.9.6", "checks": {"gateway": gateway}, "problems": [], "drain": None} | more)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "ok", "seen"),
+    [
+        (200, verdict("ok"), True, "ok"),
+        (200, verdict("degraded", problems=["redis: gone"]), True, "degraded: redis: gone"),
+        (200, verdict("degraded", gateway=False, problems=["gateway: no good answer for 2.0 s"]), False, "degraded: gateway: no good answer"),
+        (503, verdict("down", gateway=False, problems=["gateway: nothing listens", "redis: gone"]), False, "down: gateway: nothing listens; redis: gone"),
+        (200, verdict("draining", drain={"since": "10:00", "by": "ada"}), False, "draining (drained since 10:00 by ada)"),
+        (503, verdict("ok"), False, "ok"),
+        (200, verdict("ok", replica="node1-2"), False, "a verdict on node1-2 instead of node1-1"),
+        (200, verdict("ok", version="2026.9.5"), False, "runs version 2026.9.5 instead of 2026.9.6"),
+        (200, verdict("ok", version=""), False, "runs version unknown instead of 2026.9.6"),
+        (200, json.dumps({"ok": True, "status": "live"}), False, "JSON that is no verdict"),
+        (200, json.dumps({"ok": True, "status": "ok"}), False, "JSON that is no verdict"),
+        (200, "<html>", False, "is this port an agent?"),
+    ],
+)
+def test_a_verdict_says_which_check_failed(status, text, ok, seen):
+    sight = health.judge("/health", status, text, "2026.9.6", "node1-1")
+    assert sight.ok is ok and seen in sight.seen
+
+
 def test_version():
     assert health.judge("/startupz", 200, json.dumps(STARTED), "2026.9.6").ok
     other = health.judge("/startupz", 200, json.dumps(STARTED), "2026.9.7")

@@ -224,6 +224,8 @@ def test_a_host_without_gateway_may_have_an_ipv6_address(case):
             {"ollama_port": 18908},
             "ollama_port: found 18908 for the Ollama, but the gateway has ports 18789 to 18908 of node1",
         ),
+        ({"agent_port": 18789}, "agent_port: found 18789 for the agent's verdict, but the gateway has ports 18789 to 18908 of node1"),
+        ({"agent_check_port": 18700}, "agent_port: found 18700 for the agent's verdict, but the agent's check has port 18700 of node1"),
         (
             {"gateway_port": 6300},
             "redis_port: found 6379 for the Redis, but the gateway has ports 6300 to 6419 of node1",
@@ -245,7 +247,14 @@ def test_services_of_different_hosts_may_share_a_port(case):
 
 
 @pytest.mark.parametrize(
-    "variable, port, most", [("redis_port", 0, 65535), ("balancer_port", 65536, 65535), ("gateway_port", 65417, 65416)]
+    "variable, port, most",
+    [
+        ("redis_port", 0, 65535),
+        ("agent_port", 0, 65535),
+        ("agent_check_port", 65536, 65535),
+        ("balancer_port", 65536, 65535),
+        ("gateway_port", 65417, 65416),
+    ],
 )
 def test_ports_that_do_not_exist(variable, port, most):
     refused(

@@ -33,14 +33,22 @@ def answers():
             "units": "\n".join("active" for _unit in status.units_of(TOPOLOGY, name)),
             "replicas": {"replicas": [{"id": f"{name}-1", "healthy": True, "seen": "healthy", "version": "2026.9.6"}]},
             "redis": REDIS,
+            "verdicts": {"replicas": [{"id": f"{name}-1", "seen": "ok", "verdict": verdict("ok")}]},
         }
         for name in NAMES
     }
 
 
+def verdict(status, drain=None, **wrong):
+    """An agent's verdict, as far as the status reads it."""
+    checks = {"disk": True, "gateway": True, "partner": None, **dict.fromkeys(wrong, False)}
+    return {"status": status, "checks": checks, "problems": [f"{name}: {text}" for name, text in wrong.items()], "drain": drain}
+
+
 def test_units_and_roles_of_a_host():
     assert status.units_of(TOPOLOGY, "node1") == [
         "haproxy.service",
+        "openclaw-agent.service",
         "openclaw-gateway@1.service",
         "redis-sentinel.service",
         "redis-server.service",
@@ -52,6 +60,40 @@ def test_probes_go_to_the_loopback_address():
     assert status.probes_of(TOPOLOGY, "node2") == [
         {"id": "node2-1", "address": "127.0.0.1", "port": 18789, "unit": "openclaw-gateway@1.service"}
     ]
+
+
+def test_the_verdicts_are_asked_for_by_the_loopback_address():
+    assert status.verdicts_of(TOPOLOGY, "node2") == [{"id": "node2-1", "address": "127.0.0.1", "port": 18700, "unit": "openclaw-agent.service"}]
+
+
+def row(found, start):
+    return next(line for line in status.table(found) if line.startswith(start))
+
+
+def test_a_degraded_replica_is_told_with_what_fails(answers):
+    answers["node1"]["verdicts"]["replicas"][0]["verdict"] = verdict("degraded", redis="no connection", clock="3 s off")
+    found = status.status(TOPOLOGY, answers)
+    assert found["problems"] == ["node1-1: redis: no connection.", "node1-1: clock: 3 s off."]
+    assert found["replicas"][0]["verdict"]["failing"] == ["redis", "clock"]
+    assert row(found, "node1-1").endswith("  healthy  degraded (redis, clock)")
+    assert row(found, "node2-1").endswith("  healthy  ok")
+
+
+def test_a_drained_replica_is_told_with_who_and_since_when(answers):
+    switch = {"since": "2026-11-20T10:00:00+00:00", "by": "ada", "reason": "new disk"}
+    answers["node2"]["verdicts"]["replicas"][0]["verdict"] = verdict("draining", switch)
+    found = status.status(TOPOLOGY, answers)
+    assert found["problems"] == ["node2-1: drained since 2026-11-20T10:00:00+00:00 by ada (new disk)."]
+    assert found["replicas"][1]["verdict"] == {"status": "draining", "failing": [], "problems": [], "drain": switch}
+    assert row(found, "node2-1").endswith("draining, drained since 2026-11-20T10:00:00+00:00 by ada (new disk)")
+
+
+def test_an_agent_that_does_not_answer_is_named(answers):
+    answers["node1"]["verdicts"]["replicas"][0] = {"id": "node1-1", "seen": "connection refused", "verdict": {}}
+    answers["node2"]["verdicts"] = {}
+    found = status.status(TOPOLOGY, answers)
+    assert found["problems"] == ["node1-1: agent: connection refused."]
+    assert [one["verdict"]["status"] for one in found["replicas"]] == ["unknown", "unknown"]
 
 
 def test_all_is_well(answers):

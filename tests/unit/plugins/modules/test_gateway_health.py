@@ -126,6 +126,39 @@ def test_never_healthy(gateway, gate, answer, seen):
     assert seen in result["msg"] and not result["replicas"][0]["healthy"] and seen in result["replicas"][0]["seen"]
 
 
+def verdict(status, *problems, **checks):
+    body = {"status": status, "replica": "node1-1", "version": "2026.9.6", "problems": list(problems), "drain": None}
+    return (503 if status == "down" else 200, {**body, "checks": {"gateway": True, "redis": True, **checks}})
+
+
+def test_the_gate_of_the_verdict_opens_after_good_ones_in_a_row(gateway, gate):
+    sick = verdict("degraded", "redis: no connection", redis=False)
+    node = gateway(verdict("ok"), verdict("down", "gateway: it is starting", gateway=False), sick)
+    result = gate(node.replica(), path="/health", successes=3, deadline=30)
+    assert not result["failed"] and set(node.paths) == {"/health"}
+    (replica,) = result["replicas"]
+    assert replica["probes"] == 5 and replica["seen"] == "degraded: redis: no connection"
+    assert replica["verdict"]["checks"]["redis"] is False
+
+
+@pytest.mark.parametrize(
+    ("answer", "seen"),
+    [
+        (verdict("down", "unit: it is failed", gateway=True), "down: unit: it is failed."),
+        (verdict("degraded", "gateway: no good answer for 2.0 s", gateway=False), "degraded: gateway: no good answer for 2.0 s."),
+        (verdict("draining"), "draining."),
+    ],
+)
+def test_the_gate_of_the_verdict_stays_shut_and_says_which_check_failed(gateway, gate, answer, seen):
+    result = gate(gateway(answer).replica(), path="/health")
+    assert result["failed"] and "/health) is not healthy after" in result["msg"] and seen in result["msg"]
+    assert result["replicas"][0]["verdict"]["status"] == answer[1]["status"]
+
+
+def test_other_paths_bring_no_verdict(gateway, gate):
+    assert "verdict" not in gate(gateway(STARTED).replica())["replicas"][0]
+
+
 def test_nobody_listens(gate, free_port):
     result = gate({"id": "node1-1", "address": "127.0.0.1", "port": free_port})
     assert result["failed"] and "connection refused" in result["msg"]

@@ -8,6 +8,8 @@ import { Recent } from "./recent.js";
 import { tryProvider } from "./trial.js";
 
 const TICK_MS = 1000;
+/** What health() says may be this old. */
+const VIEW_MS = 1000;
 const RECENT_RUNS = 1000;
 
 /**
@@ -32,6 +34,7 @@ export class Breaker {
   /** Providers that this replica is trying right now. */
   #trying = new Set();
   #timer;
+  #viewed = -Infinity;
 
   constructor({ config, store, log, metrics, isAway, trial = tryProvider }) {
     this.#config = config;
@@ -71,6 +74,21 @@ export class Breaker {
     if (target.id === provider) return undefined;
     this.#metrics.add("provider_redirected");
     return { providerOverride: target.id, modelOverride: target.model };
+  }
+
+  /**
+   * Which providers turns are sent to, for the health route: true while the circuit is closed. It answers at once; what
+   * other replicas have learned is fetched meanwhile, for the next question. The last provider has no circuit.
+   * @returns {{provider: boolean|null, providers: Object<string, boolean>}} provider: the first one; null without circuits
+   */
+  health() {
+    const guarded = this.#chain.slice(0, -1);
+    if (guarded.length && Date.now() - this.#viewed >= VIEW_MS) {
+      this.#viewed = Date.now();
+      this.#refresh().catch((error) => this.#log.error(`The state of the providers cannot be read: ${error.stack}`));
+    }
+    const providers = Object.fromEntries(guarded.map(({ id }) => [id, !this.#circuit(id).open]));
+    return { provider: guarded.length ? providers[guarded[0].id] : null, providers };
   }
 
   /** Notes how a model call ended; the attempt's end tells the rest. */

@@ -252,13 +252,16 @@ export class Runtime {
   health() {
     const redis = this.link.healthy;
     const ollama = this.ollama.healthy;
+    const { provider, providers } = this.breaker.health();
     return {
-      status: redis && ollama !== false ? "ok" : "degraded",
+      status: redis && ollama !== false && provider !== false ? "ok" : "degraded",
       uptime_seconds: Math.round(process.uptime()),
       version: this.version,
       replica: this.config.replica,
       redis,
       ollama,
+      provider,
+      providers,
       spooled: this.spool.size,
     };
   }

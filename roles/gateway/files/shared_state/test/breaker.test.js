@@ -252,6 +252,26 @@ test("one replica at a time tries, and turns go back as soon as the provider ans
   assert.equal(a.said.concat(b.said).filter((line) => line.includes("provider_back")).length, 1);
 });
 
+test("the health route is told at once which circuits are closed, also those that another replica has opened", async () => {
+  const redis = new SharedCircuits();
+  const [a, b] = [breakerOf(redis), breakerOf(redis)];
+  assert.deepEqual(a.health(), { provider: true, providers: { cloud: true, other: true } });
+  for (let number = 0; number < 2; number += 1) await a.attemptEnded(failing("500 no"), "cloud");
+  assert.deepEqual(a.health(), { provider: false, providers: { cloud: false, other: true } });
+  b.health(); // asks
+  await new Promise(setImmediate);
+  assert.deepEqual(b.health(), { provider: false, providers: { cloud: false, other: true } });
+  redis.away = true;
+  assert.equal(b.health().provider, false, "what is known stays known");
+});
+
+test("the health route does not name providers that have no circuit", () => {
+  for (const options of [{ failures: 0 }, { providers: CHAIN.slice(0, 1) }]) {
+    const breaker = breakerOf(new SharedCircuits(), options);
+    assert.deepEqual(breaker.health(), { provider: null, providers: {} });
+  }
+});
+
 test("a trial waits for its time", async () => {
   let trials = 0;
   const breaker = breakerOf(new SharedCircuits(), { openSeconds: 60, trial: async () => (trials += 1) && null });
