@@ -21,6 +21,7 @@ DEFAULTS = {
     "sentinel_monitor_name": "openclaw",
     "balancer_port": 8080,
     "ollama_port": 11434,
+    "vip_prefix": 24,
     "redis_tls": True,
     "topology_datacenter": "main",
 }
@@ -36,7 +37,7 @@ def build(groups, hostvars):
     :param groups: mapping of group name to a list of host names, in inventory order
     :param hostvars: mapping of host name to its variables
     :returns: dict with ``hosts``, ``datacenters``, ``replicas``, ``redis``, ``sentinels``, ``redis_tls``, ``monitor``,
-        ``balancers`` and ``ollama``; see ``roles/topology/README.md`` for the shape of each
+        ``balancers``, ``vips`` and ``ollama``; see ``roles/topology/README.md`` for the shape of each
     :raises TopologyError: when a value has the wrong type or a host has no address
     """
     members = {group: list(groups.get(group, [])) for group in GROUPS}
@@ -67,6 +68,7 @@ def build(groups, hostvars):
         ]
 
     sentinels = nodes("openclaw_sentinels", "sentinel_port")
+    balancers = [{**node, "vip": _vip(node["host"], hostvars)} for node in nodes("openclaw_balancers", "balancer_port")]
     return {
         "hosts": hosts,
         "datacenters": list(dict.fromkeys(host["datacenter"] for host in hosts.values())),
@@ -75,7 +77,8 @@ def build(groups, hostvars):
         "sentinels": sentinels,
         "redis_tls": _truth(members["openclaw_redis"] + members["openclaw_sentinels"] + members["openclaw_gateways"], hostvars, "redis_tls"),
         "monitor": _monitor(members["openclaw_sentinels"], len(sentinels), hostvars),
-        "balancers": nodes("openclaw_balancers", "balancer_port"),
+        "balancers": balancers,
+        "vips": _vips(balancers, hostvars),
         "ollama": nodes("openclaw_ollama", "ollama_port"),
     }
 
@@ -104,6 +107,23 @@ def _replicas(gateways, hosts, hostvars):
             }
         )
     return replicas
+
+
+def _vip(name, hostvars):
+    """The virtual address that a balancer may hold; None for none."""
+    value = hostvars[name].get("vip_address")
+    return None if value in (None, "") else str(value)
+
+
+def _vips(balancers, hostvars):
+    """The virtual addresses. Sound is one for each datacenter at most, which ``preflight`` sees to."""
+    found = []
+    for node in balancers:
+        if node["vip"]:
+            row = {"datacenter": node["datacenter"], "address": node["vip"], "prefix": _integer(node["host"], hostvars[node["host"]], "vip_prefix")}
+            if row not in found:
+                found.append(row)
+    return found
 
 
 def _monitor(names, count, hostvars):
