@@ -16,6 +16,9 @@ DEFAULTS = {
     "gateway_port": 18789,
     # OpenClaw derives further ports from the first one, up to +110: replicas on one host keep this distance.
     "gateway_port_step": 120,
+    # The agent of a gateway host answers for each replica on two ports: the verdict, and HAProxy's agent-check.
+    "agent_port": 18700,
+    "agent_check_port": 18650,
     "redis_port": 6379,
     "sentinel_port": 26379,
     "sentinel_monitor_name": "openclaw",
@@ -94,6 +97,7 @@ def _replicas(gateways, hosts, hostvars):
         instance = index // len(gateways) + 1
         port = _integer(name, hostvars[name], "gateway_port")
         step = _integer(name, hostvars[name], "gateway_port_step")
+        verdict_port, check_port = (_integer(name, hostvars[name], key) for key in ("agent_port", "agent_check_port"))
         replicas.append(
             {
                 "id": f"{name}-{instance}",
@@ -101,6 +105,8 @@ def _replicas(gateways, hosts, hostvars):
                 "instance": instance,
                 "address": hosts[name]["address"],
                 "port": port + (instance - 1) * step,
+                "verdict_port": verdict_port + instance - 1,
+                "check_port": check_port + instance - 1,
                 "unit": f"openclaw-gateway@{instance}.service",
                 "datacenter": hosts[name]["datacenter"],
                 "zone": hosts[name]["zone"],

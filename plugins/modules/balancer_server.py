@@ -54,22 +54,9 @@ options:
     type: path
     default: /run/haproxy/admin.sock
   servers:
-    description: All replicas of the balancer's datacenter, for nginx's list.
+    description: All replicas of the balancer's datacenter, for nginx's list, each with C(id), C(address) and C(port), as in the topology.
     type: list
     elements: dict
-    suboptions:
-      id:
-        description: The replica's id.
-        type: str
-        required: true
-      address:
-        description: Its address.
-        type: str
-        required: true
-      port:
-        description: Its port.
-        type: int
-        required: true
   directory:
     description: Where nginx's files C(drained) and C(upstream.conf) are.
     type: path
@@ -159,6 +146,12 @@ def processes(name):
     return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and text_of(f"/proc/{entry}/comm").strip() == name]
 
 
+def parent(process):
+    """Number of a process's parent, None where it has ended."""
+    fields = text_of(f"/proc/{process}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else None
+
+
 def inodes(process):
     """Inodes of the sockets that a process has open."""
     directory, found = f"/proc/{process}/fd", set()
@@ -200,7 +193,9 @@ class Haproxy:
         if not states(state):
             raise BalancerError(f"{self.path}: HAProxy has no servers in a backend {BACKEND} ({state.strip() or 'no answer'}).")
         own = pid(self.ask("show info"))
-        held = set().union(*(inodes(process) for process in processes("haproxy") if process != own))
+        # What a reload leaves behind has the same master.
+        older = [process for process in processes("haproxy") if process != own and parent(process) == parent(own)]
+        held = set().union(*(inodes(process) for process in older))
         table = text_of("/proc/net/tcp")
         return servers(self.ask("show stat"), state, lambda address, port: len(established(table, address, port) & held))
 
@@ -242,8 +237,7 @@ class Nginx:
         master = self.master()
         found = {}
         for process in processes("nginx"):
-            parts = text_of(f"/proc/{process}/stat").rpartition(")")[2].split()
-            if parts and int(parts[1]) == master:
+            if parent(process) == master:
                 found[process] = "shutting down" not in text_of(f"/proc/{process}/cmdline")
         return found
 
@@ -354,15 +348,7 @@ def main():
             "cut": {"type": "bool", "default": False},
             "interval": {"type": "float", "default": 0.2},
             "socket": {"type": "path", "default": "/run/haproxy/admin.sock"},
-            "servers": {
-                "type": "list",
-                "elements": "dict",
-                "options": {
-                    "id": {"type": "str", "required": True},
-                    "address": {"type": "str", "required": True},
-                    "port": {"type": "int", "required": True},
-                },
-            },
+            "servers": {"type": "list", "elements": "dict"},
             "directory": {"type": "path", "default": "/etc/nginx/openclaw"},
             "config": {"type": "path", "default": "/etc/nginx/nginx.conf"},
             "pid_file": {"type": "path", "default": "/run/nginx.pid"},
@@ -377,6 +363,8 @@ def main():
         module.fail_json(msg="nginx cannot cut the sessions of one replica: leave cut out and wait longer, or stop the replica, which ends them.")
     if nginx and wanted == "maintenance":
         wanted = "drained"
+    if nginx and not all({"id", "address", "port"} <= set(server) for server in parameters["servers"]):
+        module.fail_json(msg="servers: each needs id, address and port, as the replicas of the topology have them.")
     for name, least in (("deadline", 0), ("interval", 0.05)):
         if parameters[name] < least:
             module.fail_json(msg=f"{name} is {parameters[name]:g}; it must be at least {least}.")

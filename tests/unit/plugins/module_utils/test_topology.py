@@ -29,6 +29,8 @@ def test_three_hosts():
         "instance": 1,
         "address": "192.0.2.12",
         "port": 18789,
+        "verdict_port": 18700,
+        "check_port": 18650,
         "unit": "openclaw-gateway@1.service",
         "datacenter": "main",
         "zone": "main",
@@ -50,10 +52,10 @@ def test_sentinels_default_to_the_redis_hosts_and_may_be_others():
 
 def test_replicas_of_one_host_keep_their_distance():
     built = build(*inventory(hosts=1, gateway_replicas=3))
-    assert [(replica["id"], replica["port"]) for replica in built["replicas"]] == [
-        ("node1-1", 18789),
-        ("node1-2", 18909),
-        ("node1-3", 19029),
+    assert [(replica["id"], replica["port"], replica["verdict_port"], replica["check_port"]) for replica in built["replicas"]] == [
+        ("node1-1", 18789, 18700, 18650),
+        ("node1-2", 18909, 18701, 18651),
+        ("node1-3", 19029, 18702, 18652),
     ]
 
 
@@ -99,7 +101,7 @@ def test_interface_without_address_is_refused_by_name():
 
 
 @pytest.mark.parametrize("value", ["three", 2.5, True, [3]])
-@pytest.mark.parametrize("key", ["gateway_replicas", "gateway_port", "redis_port", "sentinel_quorum", "vip_prefix"])
+@pytest.mark.parametrize("key", ["gateway_replicas", "gateway_port", "agent_port", "agent_check_port", "redis_port", "sentinel_quorum", "vip_prefix"])
 def test_wrong_type_is_refused_by_name(key, value):
     groups, hostvars = inventory(vip_address="192.0.2.10", **{key: value})
     with pytest.raises(TopologyError, match=rf"node1: {key} is .*; it must be a whole number"):

@@ -426,6 +426,11 @@ def test_what_is_drained_stays_drained_when_another_one_is(nginx, balance):
     assert {nginx.get() for _request in range(8)} == {"r1"}
 
 
+def test_what_nginx_needs_to_know_of_a_replica_is_said(nginx, balance):
+    done = balance(nginx, "r1", servers=[{"id": "r1"}])
+    assert done["failed"] and "each needs id, address and port" in done["msg"]
+
+
 def test_nginx_that_does_not_run_is_said(nginx, balance, tmp_path):
     done = balance(nginx, "r1", pid_file=str(tmp_path / "nothing"))
     assert done["failed"] and "no nginx runs with this number" in done["msg"]
