@@ -18,6 +18,8 @@ LAB = ROOT / ".lab"
 LABEL = image.LABEL
 DOUBLES = ROOT / "tests/doubles"
 LLM_PORT = 9100
+#: Position of the virtual address, where the sample inventory has one.
+VIP_OFFSET = 10
 #: Position of the doubles' container in the cluster's network; hosts count from 11.
 DOUBLES_OFFSET = 250
 
@@ -44,7 +46,10 @@ class Cluster:
         # The demo is what a person meets first, so its files lie at the top.
         self.directory = LAB if name == "demo" else LAB / name
         self.inventory = LAB / name / "inventory"
-        self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(self.sample, self.group))}
+        listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", "--inventory", self.sample, "--list", cwd=ROOT))
+        self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(listed, self.group))}
+        has_vip = any(variables.get("vip_address") for variables in listed["_meta"]["hostvars"].values())
+        self.vip = str(self.network[VIP_OFFSET]) if has_vip else None
         self.doubles_address = str(self.network[DOUBLES_OFFSET])
         self.llm_url = f"http://{self.doubles_address}:{LLM_PORT}"
 
@@ -57,6 +62,11 @@ class Cluster:
         """Arguments for ``ansible-playbook``: the sample as it is published, and the lab's addresses and secrets on top."""
         limit = ["--limit", f"{self.group},localhost"] if self.group else []
         return ["--inventory", str(self.sample), "--inventory", str(self.inventory), *limit]
+
+    def holders(self):
+        """Names of the hosts that hold the virtual address now; sound is exactly one."""
+        command = ("ip", "-oneline", "-4", "address", "show", "to", self.vip)
+        return [host for host in self.hosts if self.vip and run("docker", "exec", self.container(host), *command, check=False)]
 
     def create(self):
         """Create what is missing of the cluster; does nothing when all of it runs."""
@@ -100,6 +110,8 @@ class Cluster:
             "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--cap-drop", "SYS_TIME",
             "--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
             "--volume", "/sys/fs/cgroup:/sys/fs/cgroup:rw", "--cgroupns", "host", "--tmpfs", "/run", "--tmpfs", "/run/lock",
+            # A balancer listens on the virtual address before it holds it.
+            "--sysctl", "net.ipv4.ip_nonlocal_bind=1",
             *image.ca_mount(), image_name, "/sbin/init",
         )  # fmt: skip
         environment = f"NODE_EXTRA_CA_CERTS={image.CA_BUNDLE}\nPIP_CERT={image.CA_BUNDLE}\n" if image.ca_mount() else ""
@@ -206,6 +218,7 @@ class Cluster:
             # Containers share the machine's clock, which is not theirs to keep.
             "agent_clock_check": False,
             "ollama_binary": str(ollama.ensure() if self.real_ollama else DOUBLES / "ollama_double.py"),
+            **({"vip_address": self.vip} if self.vip else {}),
             "ollama_models": ollama.model() if self.real_ollama else [{"name": "tiny:latest"}],
         }
         (self.inventory / "group_vars").mkdir(parents=True, exist_ok=True)
@@ -225,8 +238,7 @@ def _lookup(path):
     return "{{ lookup('openclaw.ha.secret_file', '" + str(path) + "') }}"
 
 
-def _hosts(inventory, only):
-    listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", "--inventory", inventory, "--list", cwd=ROOT))
+def _hosts(listed, only):
     groups = [only] if only else [group for group in listed if group.startswith("openclaw_")]
     return sorted({host for group in groups for host in listed[group].get("hosts", [])})
 

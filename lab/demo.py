@@ -46,8 +46,11 @@ def topology(cluster):
 
 def write_env(cluster, built):
     """Write the file ``env`` (shell syntax, mode 0600) that leads tests and people to the cluster."""
+    first = built["balancers"][0]
     values = {
-        "OPENCLAW_URL": f"http://{built['balancers'][0]['address']}:{built['balancers'][0]['port']}",
+        "OPENCLAW_URL": f"http://{first['vip'] or first['address']}:{first['port']}",
+        # Who held the virtual address when this was written; empty before the first run, or without one.
+        "OPENCLAW_VIP_HOLDER": " ".join(cluster.holders()),
         "OPENCLAW_TOKEN": cluster.secret("gateway_token").read_text().strip(),
         "OPENCLAW_HOSTS": " ".join(cluster.container(host) for host in cluster.hosts),
         "OPENCLAW_REPLICAS": " ".join(f"{replica['address']}:{replica['port']}" for replica in built["replicas"]),
@@ -59,11 +62,13 @@ def write_env(cluster, built):
 
 
 def table(cluster, built):
-    """One row a host: container, address, roles, units."""
+    """One row a host: container, addresses (the virtual one at its holder), roles, units."""
+    holders = cluster.holders()
     rows = [("host", "container", "address", "roles", "units")]
     for name, host in built["hosts"].items():
         units = " ".join(unit.removesuffix(".service") for unit in units_of(built, name))
-        rows.append((name, cluster.container(name), host["address"], " ".join(roles_of(built, name)), units))
+        held = f" {cluster.vip}" if name in holders else ""
+        rows.append((name, cluster.container(name), host["address"] + held, " ".join(roles_of(built, name)), units))
     return "\n".join(columns(rows))
 
 

@@ -39,6 +39,7 @@ ROLE_GROUPS = {
     "redis": "openclaw_redis",
     "sentinel": "openclaw_sentinels",
     "balancer": "openclaw_balancers",
+    "vip": "openclaw_balancers",
     "ollama": "openclaw_ollama",
 }
 #: Secrets and the groups whose hosts need them.
@@ -233,6 +234,75 @@ def _sentinels(cluster):
     elif count and not count // 2 + 1 <= quorum <= count:
         allowed = f"{count // 2 + 1} to {count} with {count} Sentinels"
         yield _say("sentinel_quorum", quorum, allowed, "set it so, or leave it out to get the majority")
+
+
+def _vip(cluster):
+    """The virtual addresses, each with the balancers of its datacenter. A fault that makes others hard to judge is said alone."""
+    hosts = cluster.topology["hosts"]
+    datacenters = _grouped(cluster.topology["balancers"], lambda node: node["datacenter"])
+    for datacenter, nodes in datacenters:
+        names = [node["host"] for node in nodes]
+        values = {node["host"]: node["vip"] for node in nodes}
+        if not any(values.values()):
+            continue
+        if len(set(values.values())) > 1:
+            found = ", ".join(f"{value or 'nothing'} on {host}" for host, value in values.items())
+            yield _say("vip_address", found, f"one for all balancers of the datacenter {datacenter}", "set it once, for their group")
+            continue
+        address = values[names[0]]
+        remedy = f"set it to a free address in the network of {_list(names)}"
+        users = [host for host, node in hosts.items() if node["address"] == address]
+        elsewhere = [other for other, others in datacenters if other != datacenter and address in [node["vip"] for node in others]]
+        if _ipv4(address) is None:
+            yield _say("vip_address", address, "an IPv4 address that hosts can have", remedy)
+        elif users:
+            yield _say("vip_address", f"{address}, the address of {_list(users)}", "an address that no host has", remedy)
+        elif elsewhere:
+            yield _say("vip_address", f"{address} in {_list([datacenter, *elsewhere])}", "an address of its own for each datacenter", remedy)
+        else:
+            yield from _vip_settings(cluster, datacenter, names)
+            prefixes = [vip["prefix"] for vip in cluster.topology["vips"] if vip["datacenter"] == datacenter]
+            if len(prefixes) > 1 or not 1 <= prefixes[0] <= 32:
+                yield _say("vip_prefix", _list(str(prefix) for prefix in prefixes), "one number from 1 to 32", "set it once, for the balancers' group")
+            else:
+                yield from cluster.judge("vip_interface", names, lambda host, value, at=address, prefix=prefixes[0]: _vip_network(cluster, host, value, at, prefix))
+
+
+def _vip_settings(cluster, datacenter, names):
+    """What the balancers of one address must agree on."""
+    for variable in ("vip_router_id", "vip_profile"):
+        values = {host: cluster.settings[host].get(variable) for host in names}
+        known = [value for value in values.values() if not isinstance(value, Unreadable)]
+        if len(set(map(str, known))) > 1:
+            found = ", ".join(f"{value} on {host}" for host, value in values.items())
+            yield _say(variable, found, f"one for all balancers of the datacenter {datacenter}", "set it once, for their group")
+    for sentence in cluster.judge("vip_router_id", names, _vip_router):
+        yield sentence
+
+
+def _vip_router(host, value):
+    if str(value).isdigit() and not 1 <= int(value) <= 255:
+        yield _say("vip_router_id", value, "1 to 255", "choose one that no other VRRP router of the network uses")
+
+
+def _vip_network(cluster, host, interface, address, prefix):
+    """Whether the host's network has a place for the address. Unknown is what a host does not tell of itself."""
+    known = (cluster.facts.get(host) or {}).get("interfaces")
+    if not known:
+        return
+    own = cluster.topology["hosts"][host]["address"]
+    if interface and interface not in known:
+        yield _say("vip_interface", interface, f"an interface of the host ({_list(known)})", "correct it, or leave it out to have the right one found")
+        return
+    found = [(name, one) for name, networks in known.items() for one in map(ipaddress.ip_interface, networks) if str(one.ip) == own]
+    if not found and not interface:
+        yield _say("vip_interface", f"no interface that holds {own}", "one that the host has", f"set it to the one that shall carry {address}")
+    for name, one in found[:1]:
+        network = one.network
+        if ipaddress.ip_address(address) not in network or (network.prefixlen < 31 and address in (str(network[0]), str(network[-1]))):
+            yield _say("vip_address", address, f"an address for hosts in {network}, the network of {name}", "choose a free one there")
+        elif prefix not in (network.prefixlen, 32):
+            yield _say("vip_prefix", prefix, f"{network.prefixlen}, as in the network of {name}, or 32", "correct it")
 
 
 # --- the hosts ----------------------------------------------------------------------------------------------------
@@ -539,6 +609,7 @@ CHECKS = (
     _addresses,
     _ports,
     _sentinels,
+    _vip,
     _hosts,
     _redis_releases,
     _memory,
@@ -601,7 +672,14 @@ def _long_turns(cluster):
     return cluster.judge("balancer_engine", cluster.members("openclaw_balancers"), check)
 
 
-ADVICE = (_eviction, _failover, _npm_unknown, _certificates_end, _long_turns)
+def _vip_alone(cluster):
+    for datacenter, nodes in _grouped(cluster.topology["balancers"], lambda node: node["datacenter"]):
+        if len(nodes) == 1 and nodes[0]["vip"]:
+            found = f"{nodes[0]['vip']} with one balancer in the datacenter {datacenter}, so nobody takes it over"
+            yield _say("vip_address", found, "any number of balancers, but better 2", "add one")
+
+
+ADVICE = (_eviction, _failover, _npm_unknown, _certificates_end, _long_turns, _vip_alone)
 
 
 # --- small things -------------------------------------------------------------------------------------------------
@@ -622,6 +700,15 @@ def systemd_bytes(value, total):
         return None
     number, unit = float(match[1]), match[2]
     return int(number * total / 100) if unit == "%" else int(number * 1024 ** " KMGTPE".find(unit or " "))
+
+
+def _ipv4(text):
+    """The address that one host can have, None for any other text."""
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        return None
+    return None if address.is_unspecified or address.is_multicast or address.is_loopback or address.is_reserved else address
 
 
 def _holds_secret(name, option):

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-#: Group of the inventory -> what its hosts are there for, and the unit that does it (a gateway has one for each replica).
+#: Group of the inventory -> what its hosts are there for, and the unit that does it (a gateway has one for each replica, a balancer that of its engine).
 ROLES = {
-    "openclaw_balancers": ("balancer", "haproxy.service"),
+    "openclaw_balancers": ("balancer", None),
     "openclaw_gateways": ("gateway", None),
     "openclaw_redis": ("redis", "redis-server.service"),
     "openclaw_sentinels": ("sentinel", "redis-sentinel.service"),
@@ -22,6 +22,9 @@ def units_of(topology, host):
     """Names of the systemd units that a host should run, sorted."""
     groups = topology["hosts"][host]["groups"]
     units = [ROLES[group][1] for group in groups if ROLES[group][1]] + [AGENT_UNIT] * ("openclaw_gateways" in groups)
+    for node in topology["balancers"]:
+        if node["host"] == host:
+            units += [f"{node['engine']}.service"] + ["keepalived.service"] * bool(node["vip"])
     return sorted(units + [replica["unit"] for replica in topology["replicas"] if replica["host"] == host])
 
 
@@ -51,14 +54,33 @@ def roles_of(topology, host):
     return sorted(ROLES[group][0] for group in topology["hosts"][host]["groups"])
 
 
+def vips_of(topology, answers):
+    """Rows about the virtual addresses, and sentences about those that not exactly one balancer holds.
+
+    :param answers: as in :func:`status`; ``vip`` is what ``ip address show to`` printed, empty for a balancer that does not hold it
+    """
+    rows, problems = [], []
+    for vip in topology["vips"]:
+        members = [node["host"] for node in topology["balancers"] if node["vip"] == vip["address"] and node["datacenter"] == vip["datacenter"]]
+        said = {host: (answers.get(host) or {}).get("vip") for host in members}
+        holders = [host for host in members if said[host]]
+        silent = [host for host in members if said[host] is None]
+        rows.append({**vip, "holders": holders, "silent": silent})
+        if len(holders) > 1:
+            problems.append(f"{vip['address']}: {' and '.join(holders)} hold the virtual address at the same time; see journalctl -u keepalived on each of them.")
+        elif not holders and not silent:
+            problems.append(f"{vip['address']}: no balancer holds the virtual address; see journalctl -u keepalived on {', '.join(members)}.")
+    return rows, problems
+
+
 def status(topology, answers):
     """One status of the whole cluster.
 
     :param topology: the fact ``topology_cluster``
     :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
         :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of ``sentinel_info``) and ``aof`` (result of
-        ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``), each absent when the host did not answer
-    :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``redis`` and ``sentinels`` (lists of rows)
+        ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``)  and ``vip`` (see :func:`vips_of`), each absent when the host did not answer
+    :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``vips``, ``redis`` and ``sentinels`` (lists of rows)
     """
     hosts, problems = [], []
     for name, host in topology["hosts"].items():
@@ -94,11 +116,14 @@ def status(topology, answers):
         redis.append({**row, "aof": found.get("summary") or "-"})
         if found.get("verdict", "ok") != "ok":
             problems.append(f"{row['host']}: append-only file: {found.get('sentence') or found['verdict']}")
+    vips, wrong = vips_of(topology, answers)
+    problems += wrong
     return {
         "ok": not problems,
         "problems": problems,
         "hosts": hosts,
         "replicas": replicas,
+        "vips": vips,
         "primary": view["primary"],
         "redis": redis,
         "sentinels": view["sentinels"],
@@ -150,6 +175,9 @@ def table(found):
             for row in found["replicas"]
         ]
     )
+    if found["vips"]:
+        rows = [(row["address"], row["datacenter"], " ".join(row["holders"]) or ("?" if row["silent"] else "nobody")) for row in found["vips"]]
+        lines += [""] + columns([("VIRTUAL ADDRESS", "DATACENTER", "HELD BY"), *rows])
     lines += [""] + columns([("REDIS", "ENDPOINT", "ROLE", "LINK", "BEHIND", "HEARD", "AOF")] + [_redis_row(row) for row in found["redis"]])
     lines += [""] + columns([("SENTINEL", "ENDPOINT", "PRIMARY", "QUORUM", "STATE")] + [_sentinel_row(row) for row in found["sentinels"]])
     return lines + [""] + (found["problems"] or ["Nothing is wrong."])

@@ -23,9 +23,11 @@ DEFAULTS = {
     "sentinel_port": 26379,
     "sentinel_monitor_name": "openclaw",
     "balancer_port": 8080,
+    "balancer_engine": "haproxy",
     "balancer_tls": False,
     "balancer_tls_port": 8443,
     "ollama_port": 11434,
+    "vip_prefix": 24,
     "redis_tls": True,
     "topology_datacenter": "main",
 }
@@ -41,7 +43,7 @@ def build(groups, hostvars):
     :param groups: mapping of group name to a list of host names, in inventory order
     :param hostvars: mapping of host name to its variables
     :returns: dict with ``hosts``, ``datacenters``, ``replicas``, ``redis``, ``sentinels``, ``redis_tls``, ``monitor``,
-        ``balancers`` and ``ollama``; see ``roles/topology/README.md`` for the shape of each
+        ``balancers``, ``vips`` and ``ollama``; see ``roles/topology/README.md`` for the shape of each
     :raises TopologyError: when a value has the wrong type or a host has no address
     """
     members = {group: list(groups.get(group, [])) for group in GROUPS}
@@ -72,6 +74,7 @@ def build(groups, hostvars):
         ]
 
     sentinels = nodes("openclaw_sentinels", "sentinel_port")
+    balancers = _balancers(nodes("openclaw_balancers", "balancer_port"), hostvars)
     return {
         "hosts": hosts,
         "datacenters": list(dict.fromkeys(host["datacenter"] for host in hosts.values())),
@@ -80,7 +83,8 @@ def build(groups, hostvars):
         "sentinels": sentinels,
         "redis_tls": _truth(members["openclaw_redis"] + members["openclaw_sentinels"] + members["openclaw_gateways"], hostvars, "redis_tls"),
         "monitor": _monitor(members["openclaw_sentinels"], len(sentinels), hostvars),
-        "balancers": _balancers(nodes("openclaw_balancers", "balancer_port"), hostvars),
+        "balancers": balancers,
+        "vips": _vips(balancers, hostvars),
         "ollama": nodes("openclaw_ollama", "ollama_port"),
     }
 
@@ -115,12 +119,25 @@ def _replicas(gateways, hosts, hostvars):
 
 
 def _balancers(nodes, hostvars):
-    """Balancers with the port on which they speak TLS, None where they do not."""
+    """Balancers with their engine, the port on which they speak TLS and the virtual address they may hold; None for none."""
     for node in nodes:
         name = node["host"]
         tls = _truth([name], hostvars, "balancer_tls")
+        node["engine"] = str(_value(hostvars[name], "balancer_engine"))
         node["tls_port"] = _integer(name, hostvars[name], "balancer_tls_port") if tls else None
+        node["vip"] = str(hostvars[name].get("vip_address") or "") or None
     return nodes
+
+
+def _vips(balancers, hostvars):
+    """The virtual addresses. Sound is one for each datacenter at most, which ``preflight`` sees to."""
+    found = []
+    for node in balancers:
+        if node["vip"]:
+            row = {"datacenter": node["datacenter"], "address": node["vip"], "prefix": _integer(node["host"], hostvars[node["host"]], "vip_prefix")}
+            if row not in found:
+                found.append(row)
+    return found
 
 
 def _monitor(names, count, hostvars):

@@ -13,7 +13,7 @@ version_added: "0.1.0"
 author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
-  - Reads memory, distribution, Node.js, npm and the installed gateway release in one call, much faster than gathering
+  - Reads memory, distribution, addresses, Node.js, npm and the installed gateway release in one call, much faster than gathering
     all facts.
   - Changes nothing.
 options:
@@ -75,6 +75,11 @@ npm:
   type: str
   returned: always
   sample: /opt/openclaw/node/24.19.0/bin/npm
+interfaces:
+  description: IPv4 addresses with prefix lengths by network interface, empty where the host does not tell.
+  type: dict
+  returned: always
+  sample: {eth0: [192.0.2.11/24]}
 redis_tls:
   description: Whether Redis or Sentinel was set up with TLS on this host; null where neither was set up.
   type: bool
@@ -87,6 +92,7 @@ missing_release:
 """
 
 import glob
+import json
 import os
 import re
 import shutil
@@ -134,6 +140,16 @@ def read(path):
         return ""
 
 
+def interfaces(text):
+    """Addresses by interface, from the JSON of ``ip -json -4 address``."""
+    found = {}
+    for link in json.loads(text or "[]"):
+        for address in link.get("addr_info", []):
+            if "local" in address:
+                found.setdefault(link["ifname"], []).append(f"{address['local']}/{address['prefixlen']}")
+    return found
+
+
 def node_version(module, node_path):
     """Version that the node in ``node_path`` prints, empty where none runs."""
     node = os.path.join(node_path, "node")
@@ -157,7 +173,10 @@ def main():
     node_path, version, root = (module.params[key] for key in ("node_path", "gateway_version", "root"))
     name, major = distribution(read("/etc/os-release"))
     installed = os.path.isdir(os.path.join(root, "releases", version, "node_modules", "openclaw"))
+    ip = module.get_bin_path("ip")
+    status, addresses, dummy = module.run_command([ip, "-json", "-4", "address"]) if ip else (1, "", "")
     module.exit_json(
+        interfaces=interfaces(addresses) if status == 0 else {},
         memory_bytes=memory(read("/proc/meminfo"), [read(path) for path in CGROUP_LIMITS]),
         distribution=name,
         distribution_major_version=major,

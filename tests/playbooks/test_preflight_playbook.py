@@ -48,7 +48,8 @@ class Inventory:
         self.npm.parent.mkdir()
         self.npm.write_text(NPM)
         self.npm.chmod(0o755)
-        self.vary(ansible_connection="local", ansible_python_interpreter=sys.executable)
+        # No interface of this machine holds the sample's addresses.
+        self.vary(ansible_connection="local", ansible_python_interpreter=sys.executable, vip_interface="lo")
 
     def vary(self, host=None, **values):
         """Set variables of one host, or of all."""
@@ -160,10 +161,12 @@ def test_what_one_host_sets_is_judged_for_that_host(three_hosts):
     three_hosts.vary("node2", redis_maxmemory="900gb", redis_min_replicas_max_lag="often")
     three_hosts.vary("node2", gateway_memory_max="{{ absent_variable }}")
     three_hosts.vary("node3", topology_address="node3.test")
+    three_hosts.vary("node2", vip_interface="")
     code, printed, refused = three_hosts.preflight()
     assert code != 0
     expected = [
         "node3: topology_address: found node3.test; ",
+        "node2: vip_interface: found no interface that holds 192.0.2.12; ",
         "node2: redis_maxmemory: found 900gb; ",
         "node2: gateway_memory_max: found an expression without a value ('absent_variable' is undefined); ",
         "node2: redis_min_replicas_max_lag: found a value that does not fit: ",

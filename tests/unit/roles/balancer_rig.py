@@ -249,7 +249,7 @@ class Balancer:
         return replicas
 
     def write(self, ports):
-        node = {"host": "node1", "address": "127.0.0.1", "port": self.port, "tls_port": self.tls_port, "datacenter": "main"}
+        node = {"host": "node1", "address": "127.0.0.1", "port": self.port, "tls_port": self.tls_port, "vip": None, "datacenter": "main"}
         topology = {"balancers": [node, *self.variables.get("neighbours", [])], "replicas": self.replicas(ports)}
         text = render(topology, template=self.template, **self.variables)
         for old, new in self.moved().items():

@@ -78,6 +78,12 @@ class TestConfig:
         assert gateway["auth"] == {"mode": "token", "token": "${OPENCLAW_GATEWAY_TOKEN_HA}"}
         assert gateway["http"]["endpoints"]["chatCompletions"]["enabled"] is True
 
+    def test_the_virtual_address_is_no_proxy(self):
+        """What a balancer sends comes from the host's own address, whoever holds the virtual one."""
+        top = cluster()
+        top["balancers"] = [{**node, "vip": "192.0.2.10"} for node in top["balancers"]]
+        assert pure.config(top["replicas"][0], top, options())["gateway"]["trustedProxies"] == ["127.0.0.1", "192.0.2.11", "192.0.2.12"]
+
     def test_what_would_run_on_each_replica_is_off(self):
         made = built()
         assert made["agents"]["defaults"]["heartbeat"] == {"every": "0m"}

@@ -290,6 +290,88 @@ def test_the_quorum(case, quorum, good):
         refused(case, f"sentinel_quorum: found {quorum}; allowed 2 to 3 with 3 Sentinels; ")
 
 
+# --- the virtual address
+
+
+def with_vip(hosts=3, prefix=24, interface=""):
+    case = Case(hosts).shape(vip_address="192.0.2.10", vip_prefix=prefix).set(vip_interface=interface, vip_router_id=51, vip_profile="default")
+    for number, name in enumerate(case.names, 1):
+        case.know(name, interfaces={"lo": ["127.0.0.1/8"], "eth0": [f"192.0.2.{number}/24"], "eth1": ["198.51.100.1/28"]})
+    return case
+
+
+def test_a_virtual_address_in_the_hosts_network():
+    for case in (with_vip(), with_vip(prefix=32), with_vip(interface="eth1")):
+        assert case.problems() == [] and case.warnings() == []
+
+
+@pytest.mark.parametrize("address", ["vip.test", "192.0.2.10/24", "2001:db8::1", "127.0.0.5", "224.0.0.18", "0.0.0.0", "255.255.255.255"])
+def test_a_virtual_address_that_is_none(address):
+    refused(with_vip().shape(vip_address=address), f"vip_address: found {address}; allowed an IPv4 address", "free address in the network of node1")
+
+
+def test_a_virtual_address_that_a_host_has():
+    refused(with_vip().shape(vip_address="192.0.2.2"), "vip_address: found 192.0.2.2, the address of node2; allowed an address that no host has")
+
+
+@pytest.mark.parametrize("address", ["198.51.100.10", "192.0.2.0", "192.0.2.255"])
+def test_a_virtual_address_outside_the_hosts_network(address):
+    case = with_vip().shape(vip_address=address)
+    refused(case, f"vip_address: found {address}; allowed an address for hosts in 192.0.2.0/24, the network of eth0;")
+
+
+def test_a_virtual_address_on_some_balancers_only():
+    case = with_vip().shape("node3", vip_address="")
+    refused(case, "vip_address: found 192.0.2.10 on node1, 192.0.2.10 on node2, nothing on node3; allowed one for all balancers of the datacenter main")
+
+
+def test_a_virtual_address_for_two_datacenters():
+    case = with_vip().shape("node1", topology_datacenter="east").shape("node2", "node3", topology_datacenter="west")
+    assert [sentence.split(";")[0] for sentence in case.problems()] == [
+        "vip_address: found 192.0.2.10 in east, west",
+        "vip_address: found 192.0.2.10 in west, east",
+    ]
+    case.shape("node1", vip_address="192.0.2.9")
+    assert case.problems() == []
+
+
+@pytest.mark.parametrize("number", [0, 256, 999])
+def test_a_router_id_out_of_range(number):
+    refused(with_vip().set(vip_router_id=number), f"vip_router_id: found {number}; allowed 1 to 255")
+
+
+@pytest.mark.parametrize("variable, value", [("vip_router_id", 52), ("vip_profile", "fast")])
+def test_what_balancers_of_one_address_agree_on(variable, value):
+    case = with_vip().set("node2", **{variable: value})
+    refused(case, f"{variable}: found ", f"{value} on node2", "allowed one for all balancers of the datacenter main")
+
+
+@pytest.mark.parametrize("prefix", [0, 33, 16])
+def test_a_prefix_that_does_not_fit(prefix):
+    refused(with_vip(prefix=prefix), f"vip_prefix: found {prefix}; allowed ")
+
+
+def test_prefixes_that_differ():
+    refused(with_vip().shape("node2", vip_prefix=32), "vip_prefix: found 24, 32; allowed one number from 1 to 32")
+
+
+def test_an_interface_that_a_host_does_not_have():
+    refused(with_vip().set("node2", vip_interface="eth9"), "node2: vip_interface: found eth9; allowed an interface of the host (lo, eth0, eth1)")
+
+
+def test_a_host_whose_address_is_on_no_interface_needs_to_be_told():
+    case = with_vip().know("node2", interfaces={"eth0": ["10.0.0.2/24"]})
+    refused(case, "node2: vip_interface: found no interface that holds 192.0.2.2; allowed one that the host has; set it to the one")
+    assert case.set("node2", vip_interface="eth0").problems() == []
+
+
+def test_a_virtual_address_with_one_balancer_is_a_warning():
+    case = with_vip(1)
+    assert case.problems() == []
+    (warning,) = case.warnings()
+    assert warning.startswith("vip_address: found 192.0.2.10 with one balancer in the datacenter main, so nobody takes it over; ")
+
+
 # --- the hosts
 
 

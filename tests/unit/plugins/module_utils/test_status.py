@@ -153,3 +153,38 @@ def test_what_a_sentinel_is_at_stands_in_the_table(answers):
     for answer in answers.values():
         answer["redis"] = {**REDIS, "sentinels": [{**REDIS["sentinels"][0], "quorum": 2, "tilt": True, "failover": True}]}
     assert any(line.endswith("ok (2)  tilt, failover in progress") for line in status.table(status.status(TOPOLOGY, answers)))
+
+
+def with_vip(**said):
+    groups = {"openclaw_balancers": list(NAMES), "openclaw_gateways": []}
+    built = build(groups, {name: {"ansible_host": f"192.0.2.1{number}", "vip_address": "192.0.2.10"} for number, name in enumerate(NAMES, 1)})
+    return status.status(built, {name: {"units": "active\nactive", "redis": REDIS, **({"vip": said[name]} if name in said else {})} for name in NAMES})
+
+
+HELD = "98: eth0    inet 192.0.2.10/24 scope global secondary eth0"
+
+
+def test_one_holder_of_a_virtual_address_is_sound():
+    found = with_vip(node1="", node2=HELD)
+    assert found["problems"] == []
+    assert found["vips"] == [{"datacenter": "main", "address": "192.0.2.10", "prefix": 24, "holders": ["node2"], "silent": []}]
+    assert "192.0.2.10       main        node2" in status.table(found)
+    assert found["hosts"][0]["units"] == {"haproxy.service": "active", "keepalived.service": "active"}
+
+
+@pytest.mark.parametrize(
+    "said, start, shown",
+    [
+        ({"node1": HELD, "node2": HELD}, "192.0.2.10: node1 and node2 hold the virtual address at the same time; ", "node1 node2"),
+        ({"node1": "", "node2": ""}, "192.0.2.10: no balancer holds the virtual address; ", "nobody"),
+    ],
+)
+def test_two_holders_or_none_are_a_problem(said, start, shown):
+    found = with_vip(**said)
+    assert len(found["problems"]) == 1 and found["problems"][0].startswith(start)
+    assert any(line.startswith("192.0.2.10 ") and line.endswith(shown) for line in status.table(found))
+
+
+def test_a_silent_balancer_may_hold_the_virtual_address():
+    found = with_vip(node1="")
+    assert found["problems"] == [] and any(line.endswith("?") for line in status.table(found))

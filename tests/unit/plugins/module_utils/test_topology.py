@@ -59,6 +59,17 @@ def test_replicas_of_one_host_keep_their_distance():
     ]
 
 
+def test_a_virtual_address_for_each_datacenter():
+    groups, hostvars = inventory()
+    assert build(groups, hostvars)["vips"] == [] and [node["vip"] for node in build(groups, hostvars)["balancers"]] == [None, None]
+    groups, hostvars = inventory(vip_address="192.0.2.10")
+    built = build(groups, hostvars)
+    assert built["vips"] == [{"datacenter": "main", "address": "192.0.2.10", "prefix": 24}]
+    assert [node["vip"] for node in built["balancers"]] == ["192.0.2.10", "192.0.2.10"]
+    hostvars["node2"].update(vip_address="192.0.2.9", vip_prefix=32, topology_datacenter="west")
+    assert build(groups, hostvars)["vips"][1] == {"datacenter": "west", "address": "192.0.2.9", "prefix": 32}
+
+
 @given(hosts=st.integers(1, 5), count=st.integers(0, 12))
 def test_scaling_up_never_moves_a_replica(hosts, count):
     before = build(*inventory(hosts=hosts, gateway_replicas=count))["replicas"]
@@ -90,9 +101,9 @@ def test_interface_without_address_is_refused_by_name():
 
 
 @pytest.mark.parametrize("value", ["three", 2.5, True, [3]])
-@pytest.mark.parametrize("key", ["gateway_replicas", "gateway_port", "agent_port", "agent_check_port", "redis_port", "sentinel_quorum"])
+@pytest.mark.parametrize("key", ["gateway_replicas", "gateway_port", "agent_port", "agent_check_port", "redis_port", "sentinel_quorum", "vip_prefix"])
 def test_wrong_type_is_refused_by_name(key, value):
-    groups, hostvars = inventory(**{key: value})
+    groups, hostvars = inventory(vip_address="192.0.2.10", **{key: value})
     with pytest.raises(TopologyError, match=rf"node1: {key} is .*; it must be a whole number"):
         build(groups, hostvars)
 

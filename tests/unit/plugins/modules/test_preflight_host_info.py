@@ -95,3 +95,10 @@ def test_a_file_that_cannot_be_read_is_empty(tmp_path):
 )
 def test_whether_a_host_speaks_tls(texts, speaks):
     assert preflight_host_info.speaks_tls(texts) is speaks
+
+
+def test_addresses_by_interface():
+    text = """[{"ifname": "lo", "addr_info": [{"local": "127.0.0.1", "prefixlen": 8}]}, {"ifname": "eth1", "addr_info": []},
+        {"ifname": "eth0", "addr_info": [{"local": "192.0.2.11", "prefixlen": 24}, {"local": "192.0.2.10", "prefixlen": 32}, {}]}]"""
+    assert preflight_host_info.interfaces(text) == {"lo": ["127.0.0.1/8"], "eth0": ["192.0.2.11/24", "192.0.2.10/32"]}
+    assert preflight_host_info.interfaces("") == {}
