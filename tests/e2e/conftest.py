@@ -18,7 +18,7 @@ NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or 
 #: Where a host of Redis has its certificate, as options of redis-cli.
 TLS_FILES = "--tls " + " ".join(f"--{option} /etc/redis/openclaw/tls/{file}.pem" for option, file in {"cacert": "ca", "cert": "cert", "key": "key"}.items())
 #: Units whose journal is worth reading when a test fails.
-JOURNALS = ("openclaw-gateway@*", "openclaw-agent*", "redis-server", "redis-sentinel", "haproxy", "ollama")
+JOURNALS = ("openclaw-gateway@*", "openclaw-agent*", "redis-server", "redis-sentinel", "haproxy", "nginx", "keepalived", "ollama")
 
 
 class Cluster:

@@ -56,6 +56,7 @@ def test_listening_sockets_are_exactly_the_expected_ones(hosts, topology):
         for node in topology["balancers"]:
             if node["host"] == name:
                 expected |= {(address, node["port"]), ("127.0.0.1", HAPROXY_METRICS)}
+                expected |= {(node["vip"], node["port"])} if node["vip"] else set()
         lines = host.check_output("ss --no-header --listening --tcp --numeric --processes").splitlines()
         # Ollama's server reaches its own model runner on a port of loopback that changes.
         lines = [line for line in lines if not ('"ollama"' in line and line.split()[3].startswith("127.0.0.1:"))]

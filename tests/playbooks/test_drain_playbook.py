@@ -37,7 +37,8 @@ import json, pathlib, sys
 command, *words = sys.argv[1:]
 words = [word for word in words if word != "--json"]
 if "--reason" in words:
-    del words[words.index("--reason"):][:2]
+    start = words.index("--reason")
+    del words[start:start + 2]
 found = []
 for name in words:
     switch = pathlib.Path({directory!r}) / name
