@@ -34,10 +34,10 @@ class TrafficOptions:
     """
 
     gets: float = 20
-    messages: float = 2
-    streams: float = 0.5
+    messages: float = 1
+    streams: float = 0.3
     stream_seconds: float = 4
-    conversations: int = 20
+    conversations: int = 10
     seconds: float = 300
 
     def __post_init__(self):

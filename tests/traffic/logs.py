@@ -14,8 +14,8 @@ import re
 import subprocess
 
 ID = re.compile(r"[?&]id=([\w-]+)")
-#: HAProxy's "actconn/feconn/beconn/srv_conn/retries"; a plus says that another server was chosen.
-COUNTERS = re.compile(r" \d+/\d+/\d+/\d+/(\+?)(\d+) ")
+#: HAProxy's "actconn/feconn/beconn/srv_conn/retries" behind the state at the end; a plus says that another server was chosen.
+COUNTERS = re.compile(r" [\w-]{4} \d+/\d+/\d+/\d+/(\+?)(\d+) ")
 READ = """
 { journalctl --quiet --output=cat --since="@$1" --unit=haproxy --unit=nginx
   find /var/log/nginx -name "*.log" -exec cat {} + 2>/dev/null; } | grep -F -- "-$2-" || true
