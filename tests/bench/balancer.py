@@ -24,20 +24,21 @@ import statistics
 import subprocess
 import threading
 import time
-import urllib.parse
 
 import requests
 
-from lab.cluster import Cluster as LabCluster
-from lab.shell import run_logged, say, wait_for
+from lab.shell import say, wait_for
 from tests.history.cluster import Cluster
 from tests.history.faults import execute, provider
 from tests.history.run import warm_up
+from tests.traffic.engines import answers, with_engine
 
 from . import chart
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEALTH = "/api/v1/health"
+#: What the role is told besides, by engine: a limit for each client would refuse what is to be measured.
+UNLIMITED = {"haproxy": {}, "nginx": {}}
 #: Seconds that the double takes for an answer.
 MODEL_SECONDS = 0.25
 ARTICLE_PORT, ARTICLE_UNIT = 18090, "bench-article"
@@ -102,32 +103,6 @@ def article(cluster, balancer):
     finally:
         execute(cluster, host, "systemctl", "stop", f"{ARTICLE_UNIT}.service")
         execute(cluster, host, "rm", "-f", f"/run/{ARTICLE_UNIT}.conf", f"/var/log/{ARTICLE_UNIT}.log")
-
-
-@contextlib.contextmanager
-def engine(cluster, balancer, name):
-    """A balancer with this engine, through the role; afterwards with the inventory's. Yields its URL."""
-    url = f"http://{balancer['address']}:{balancer['port']}"
-    converge(cluster, bench_host=balancer["host"], balancer_engine=name)
-    try:
-        wait_for(f"{name} on {balancer['host']}", lambda: answers(url))
-        yield url
-    finally:
-        converge(cluster, bench_host=balancer["host"])
-
-
-def converge(cluster, **variables):
-    lab = LabCluster(cluster.name)
-    command = [ROOT / ".venv/bin/ansible-playbook", *lab.inventories, "--extra-vars", json.dumps(variables), ROOT / "tests/bench/balancer.yml"]
-    run_logged(command, lab.directory / "bench.log", lambda line: None, cwd=ROOT, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
-
-
-def answers(url):
-    """Whether a gateway is seen behind a URL."""
-    try:
-        return "replica" in requests.get(f"{url}{HEALTH}", timeout=2).json()
-    except (requests.RequestException, ValueError):
-        return False
 
 
 # ---- measuring
@@ -274,7 +249,8 @@ def main():
         for name, balancer in (("haproxy", balancers[0]), ("nginx", balancers[-1])):
             if name not in given.without:
                 say(f"{name} on {balancer['host']}")
-                targets[name] = stack.enter_context(engine(cluster, balancer, name))
+                stack.enter_context(with_engine(cluster, name, balancer["host"], **UNLIMITED[name]))
+                targets[name] = f"http://{balancer['address']}:{balancer['port']}"
         if "article" not in given.without:
             targets["article's nginx"] = stack.enter_context(article(cluster, balancers[-1]))
         warm_up(cluster)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import subprocess
 import time
@@ -22,6 +23,8 @@ from lab.demo import playbook
 from lab.shell import run, wait_for
 from tests.history import faults as history
 from tests.history.faults import execute, main_pid, started
+
+from .engines import engine, is_active
 
 #: What drops the packets by which balancers see each other; VRRP is IP protocol 112.
 CHAIN = "openclaw-traffic"
@@ -79,6 +82,7 @@ def _sick(fault):
     """A fault of the history checker that makes the first replica sick."""
 
     @contextlib.contextmanager
+    @functools.wraps(fault)
     def broken(cluster):
         at = time.monotonic()
         with fault(cluster):
@@ -90,13 +94,18 @@ def _sick(fault):
 @contextlib.contextmanager
 def drained_in_turn(cluster):
     """Each replica in turn is drained by the playbook, restarted, and made ready by the playbook."""
-    lab, at = LabCluster(cluster.name), time.monotonic()
+    at = time.monotonic()
     for replica in cluster.topology["replicas"]:
-        playbook(lab, "drain", "--extra-vars", f"drain={replica['id']}")
+        _play(cluster, "drain", drain=replica["id"])
         execute(cluster, replica["host"], "systemctl", "restart", replica["unit"])
         wait_for(f"{replica['id']} is back", lambda replica=replica: started(replica), 240)
-        playbook(lab, "drain", "--extra-vars", f"drain={replica['id']} drain_state=ready")
+        _play(cluster, "drain", drain=replica["id"], drain_state="ready")
     yield Broken(at)
+
+
+def _play(cluster, name, **variables):
+    """A playbook of the collection, with the engine that the cluster has now."""
+    playbook(LabCluster(cluster.name), name, "--extra-vars", json.dumps({"balancer_engine": engine(cluster), **variables}))
 
 
 # ---- what all replicas share
@@ -125,20 +134,6 @@ def provider_away(cluster):
 
 
 # ---- balancers
-
-
-def engine(cluster):
-    """The program that balances: haproxy or nginx."""
-    host = cluster.topology["balancers"][0]["host"]
-    for name in ("haproxy", "nginx"):
-        if _systemctl(cluster, host, "is-active", f"{name}.service") == "active":
-            return name
-    raise RuntimeError(f"{host}: neither haproxy nor nginx is active")
-
-
-def _systemctl(cluster, host, *words):
-    command = ["docker", "exec", cluster.containers[host], "systemctl", *words]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60).stdout.strip()
 
 
 def vip(cluster):
@@ -222,7 +217,7 @@ def keepalived_stopped(cluster):
         yield Broken(at, balancer=host)
     finally:
         execute(cluster, host, "systemctl", "start", "keepalived.service")
-    wait_for("keepalived", lambda: _systemctl(cluster, host, "is-active", "keepalived.service") == "active")
+    wait_for("keepalived", lambda: is_active(cluster, host, "keepalived.service"))
     one_holder(cluster)
 
 
@@ -265,11 +260,11 @@ def deaf(cluster, host, peers):
 @contextlib.contextmanager
 def one_replica_more_and_less(cluster):
     """site.yml with one gateway replica more, and again with as many as before, while clients talk."""
-    lab, count, at = LabCluster(cluster.name), len(cluster.topology["replicas"]), time.monotonic()
+    count, at = len(cluster.topology["replicas"]), time.monotonic()
     try:
-        playbook(lab, "site", "--extra-vars", json.dumps({"gateway_replicas": count + 1}))
+        _play(cluster, "site", gateway_replicas=count + 1)
     finally:
-        playbook(lab, "site", "--extra-vars", json.dumps({"gateway_replicas": count}))
+        _play(cluster, "site", gateway_replicas=count)
     yield Broken(at)
 
 

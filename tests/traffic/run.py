@@ -17,6 +17,7 @@ from tests.history.history import History, Window
 from tests.history.run import judge, warm_up
 
 from . import evidence, faults, logs
+from .engines import engine
 from .load import Traffic
 from .report import Visit, report
 
@@ -73,6 +74,7 @@ def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambd
         finally:
             load.stop()
             sent, operations = load.join()
+            evidence.write(directory / "requests.jsonl", sent)  # it may be all that a run leaves
     visit = Visit(name, broken.at, repaired, healed, broken.replicas) if fault is not faults.nothing else None
     sent = logs.add(sent, logs.lines(cluster, load.run, since), cluster.topology["replicas"])
     evidence.write(directory / "requests.jsonl", sent)
@@ -82,7 +84,7 @@ def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambd
     History(operations, collect.stored(client, load.run), cluster.model_calls(load.run), (), window).save(directory / "history.json")
     result = {
         "name": name,
-        "engine": faults.engine(cluster),
+        "engine": engine(cluster),
         "run": load.run,
         "options": dataclasses.asdict(options),
         "visit": dataclasses.asdict(visit) if visit else None,

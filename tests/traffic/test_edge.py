@@ -89,7 +89,7 @@ def received(client):
     return b"".join(parts)
 
 
-@pytest.mark.parametrize("token", ["", "wrong", "a" * 4000])
+@pytest.mark.parametrize("token", ["", "wrong", "a" * 4000], ids=["none", "wrong", "long"])
 def test_a_wrong_token_is_refused(cluster, others, token):
     for _request in range(20):
         response = message(cluster, token)

@@ -1,7 +1,7 @@
 # Copyright: the openclaw.ha contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What clients that never repeat a request see while something breaks, with the engine that the cluster has.
+"""What clients that never repeat a request see while something breaks, with both engines.
 
 Each run leaves its evidence in ``.cache/traffic/<cluster>/<engine>/<fault>``; ``python -m tests.traffic table DIRECTORY`` makes the
 table of docs/balancer.md from it. nginx notices a frozen replica only by requests that fail, and knows no drain by the agent: what it
@@ -13,7 +13,8 @@ import sys
 import pytest
 import requests
 
-from tests.traffic.faults import FAULTS, OF_VIP, engine, holders
+from tests.traffic.engines import engine, with_engine
+from tests.traffic.faults import FAULTS, OF_VIP, holders
 from tests.traffic.load import TrafficOptions
 from tests.traffic.report import heading, row
 from tests.traffic.run import Timing, run
@@ -36,6 +37,9 @@ RUNS = {
     "one replica more and less": (0, 900),
 }
 assert RUNS.keys() == FAULTS.keys()
+NONE = {"get": 0, "message": 0, "stream": 0}
+#: What an engine has no part in is not repeated with the other one.
+NGINX = ("none", "replica killed", "two of three killed", "replica frozen", "drain, restart, ready", "balancer killed", "one replica more and less")
 
 
 def verdicts(cluster):
@@ -46,33 +50,37 @@ def verdicts(cluster):
     }
 
 
-@pytest.fixture(scope="module", params=RUNS)
-def result(request, cluster, evidence_directory):
-    """The run of one fault; each test below looks at what concerns it."""
-    name = request.param
+@pytest.fixture(scope="module", params=["haproxy", "nginx"])
+def balanced_by(request, cluster):
+    """The engine, given to every balancer by the role where the cluster has the other one."""
+    if engine(cluster) == request.param:
+        yield request.param
+    else:
+        with with_engine(cluster, request.param):
+            yield request.param
+
+
+@pytest.mark.parametrize(
+    ("balanced_by", "name"), [*(("haproxy", name) for name in RUNS), *(("nginx", name) for name in NGINX)], indirect=["balanced_by"]
+)
+def test_what_clients_see(cluster, evidence_directory, balanced_by, name):
+    """One test a fault: what issue 5 asks of it."""
     hold, seconds = RUNS[name]
-    directory = evidence_directory / engine(cluster) / name.replace(" ", "-").replace(",", "").replace("'", "")
-    shared = name in ("redis away", "provider away")
-    found = run(
+    result = run(
         TrafficOptions(seconds=seconds),
         FAULTS[name],
         cluster=cluster,
-        directory=directory,
+        directory=evidence_directory / balanced_by / name.replace(" ", "-").replace(",", "").replace("'", ""),
         name=name,
         timing=Timing(hold=hold),
-        look=verdicts if shared else lambda _cluster: {},
+        look=verdicts if REQUIRED[name] is _degraded else lambda _cluster: {},
     )
-    print(f"\n{heading()}\n{row(found)}", file=sys.stderr)
-    return found
-
-
-def test_what_clients_see(result, cluster):
-    """One test a fault: what issue 5 asks of it."""
+    print(f"\n{heading()}\n{row(result)}", file=sys.stderr)
     traffic, fault = result["traffic"], result["traffic"]["fault"]
     assert not any(traffic[kind]["unsent"] for kind in ("get", "message", "stream")), "the load could not keep its pace"
     # No acknowledged turn is lost, doubled or reordered, whatever breaks.
     assert result["history"]["ok"], result["history"]["violations"][:10] or result["history"]["unsettled"]
-    REQUIRED[result["name"]](result, traffic, fault, cluster)
+    REQUIRED[name](result, traffic, fault, cluster)
 
 
 def _nothing_fails(traffic, streams=True):
@@ -86,17 +94,21 @@ def _all_fine(_result, traffic, _fault, _cluster):
     _nothing_fails(traffic)
 
 
-def _killed(_result, traffic, fault, _cluster):
+def _killed(result, traffic, fault, _cluster):
+    assert fault["back_after"] is not None, "it never answered again"
+    # What was in flight on it is lost with it, and each stream is named.
+    assert {cut["replica"] for cut in traffic["stream"]["cut"]} <= set(fault["replicas"])
+    if result["engine"] == "nginx":
+        # It does not send a message again that a replica has got, with a key or without.
+        assert fault["bad_otherwise"] == fault["bad_after_out"] == NONE
+        return
     _nothing_fails(traffic, streams=False)
     assert not traffic["stream"]["failed"], traffic["stream"]["reasons"]
-    # What was in flight on it is lost with it, and each is named.
-    assert {cut["replica"] for cut in traffic["stream"]["cut"]} <= set(fault["replicas"])
-    assert fault["back_after"] is not None, "it never answered again"
 
 
 def _frozen(result, _traffic, fault, _cluster):
     assert fault["back_after"] is not None, "it never answered again"
-    assert fault["bad_otherwise"] == {"get": 0, "message": 0, "stream": 0}
+    assert fault["bad_otherwise"] == NONE
     if result["engine"] == "nginx":
         return  # it has no active checks: it asks a frozen replica again every fail_timeout
     assert fault["out_of_rotation"] <= 3
@@ -114,7 +126,7 @@ def _degraded(result, traffic, fault, cluster):
 def _takeover(result, traffic, fault, cluster):
     assert traffic["get"]["longest_gap"] <= TAKEOVER, traffic["get"]
     assert len(holders(cluster)) == 1
-    assert fault["bad_otherwise"] == {"get": 0, "message": 0, "stream": 0}
+    assert fault["bad_otherwise"] == NONE
 
 
 def _apart(_result, traffic, _fault, cluster):
