@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import subprocess
+import threading
 
 import requests
 
@@ -47,6 +48,44 @@ def converge(cluster, **variables):
     lab = LabCluster(cluster.name)
     command = [ROOT / ".venv/bin/ansible-playbook", *lab.inventories, "--extra-vars", json.dumps(variables), ROOT / "tests/traffic/engine.yml"]
     run_logged(command, lab.directory / "engine.log", lambda line: None, cwd=ROOT, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
+
+
+#: Runs on a balancer's host: what HAProxy makes of its servers, one line when it changes, until its input ends. All containers share the machine's monotonic clock.
+WATCH = """
+import json, select, socket, sys, time
+known = {}
+while not select.select([sys.stdin], [], [], 0.1)[0]:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(2)
+            connection.connect("/run/haproxy/admin.sock")
+            connection.sendall(b"show stat\\n")
+            text = b"".join(iter(lambda: connection.recv(65536), b"")).decode()
+    except OSError:
+        text = ""
+    head, *rows = [line.split(",") for line in text.splitlines() if line] or [[]]
+    for row in rows:
+        one = dict(zip(head, row))
+        state = (one["status"].split()[0], int(one["weight"] or 0)) if row[0] == "gateways" and row[1] != "BACKEND" else None
+        if state and known.get(row[1]) != state:
+            known[row[1]] = state
+            print(json.dumps([time.monotonic(), row[1], *state]), flush=True)
+"""
+
+
+@contextlib.contextmanager
+def watched(cluster):
+    """Yields a list that gets [moment, replica, state, weight] whenever HAProxy on the first balancer changes its mind; with nginx none."""
+    changes, host = [], cluster.topology["balancers"][0]["host"]
+    command = ["docker", "exec", "--interactive", cluster.containers[host], "python3", "-c", WATCH]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as watcher:
+        reader = threading.Thread(target=lambda: changes.extend(json.loads(line) for line in watcher.stdout), daemon=True)
+        reader.start()
+        try:
+            yield changes
+        finally:
+            watcher.stdin.close()
+            reader.join()
 
 
 @contextlib.contextmanager

@@ -17,13 +17,17 @@ COLUMNS = ("fault", "engine", "GETs sent / failed", "messages sent / failed / do
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """A fault: when it came, when its repair began, when that was seen to be done, and which replicas it made sick."""
+    """A fault: when it came, when its repair began, when that was seen to be done, and which replicas it made sick.
+
+    ``changes``: [moment, replica, state, weight] whenever the balancer changed its mind, from before the load on; empty with nginx.
+    """
 
     name: str
     began: float
     repaired: float
     healed: float
     replicas: tuple[str, ...] = ()
+    changes: tuple[list, ...] = ()
 
 
 def percentile(values, share):
@@ -66,11 +70,31 @@ def met(request, replicas):
     return request.replica in replicas or bool(set(replicas) & set(request.tried)) or request.repeated
 
 
+def avoided(visit):
+    """When the balancer last began to avoid each of the sick replicas, at the latest: (moment, or None when it did not or nobody knows).
+
+    A replica is avoided while it is not UP, or has a hundredth of its weight.
+    """
+    moments = []
+    for name in visit.replicas:
+        known = [(moment, state != "UP" or weight <= 1) for moment, replica, state, weight in visit.changes if replica == name]
+        before = [away for moment, away in known if moment < visit.began][-1:]
+        then = [(moment, away) for moment, away in known if visit.began <= moment < visit.repaired]
+        steps = [(visit.began, away) for away in before] + then
+        begun = [moment for number, (moment, away) in enumerate(steps) if away and (number == 0 or not steps[number - 1][1])]
+        moments.append(begun[-1] if begun and steps[-1][1] else None)
+    return None if not moments or None in moments else max(moments)
+
+
 def of_fault(requests, visit):
-    """What a fault did. Replicas that it made sick are out of rotation after the last request that met one of them."""
+    """What a fault did. Sick replicas are out of rotation after the last request that met one of them, and once the balancer says so.
+
+    Where no request met one and no balancer tells, it is not known.
+    """
     during = [one for one in requests if visit.began <= one.began < visit.repaired]
     met_then = [one.began for one in during if visit.replicas and met(one, visit.replicas)]
-    out = max(met_then, default=visit.began) if visit.replicas else None
+    away = avoided(visit)
+    out = max(met_then + ([away] if away is not None else []), default=None)
     bad = [one for one in requests if one.outcome in (FAILED, CUT)]
 
     def count(chosen):
@@ -83,6 +107,7 @@ def of_fault(requests, visit):
         "healing_seconds": _rounded(visit.healed - visit.repaired),
         "out_of_rotation": None if out is None else _rounded(out - visit.began),
         "met_while_sick": len(met_then),
+        "avoided_by_balancer_after": _since(away, visit),
         "bad_before_out": count([one for one in bad if out is not None and visit.began <= one.ended and one.began <= out]),
         "bad_after_out": count([one for one in bad if out is not None and one.began > out]),
         "bad_during": count([one for one in bad if visit.began <= one.ended and one.began < visit.healed]),

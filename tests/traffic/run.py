@@ -17,7 +17,7 @@ from tests.history.history import History, Window
 from tests.history.run import judge, warm_up
 
 from . import evidence, faults, logs
-from .engines import engine
+from .engines import engine, watched
 from .load import Traffic
 from .report import Visit, report
 
@@ -60,7 +60,7 @@ def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambd
     since = time.time() - 1
     load = Traffic(cluster, options, directory)
     seen, has_vip = {}, any(one["address"] for one in cluster.topology.get("vips", ()))
-    with slow_streams(cluster, load.run, options.stream_seconds):
+    with slow_streams(cluster, load.run, options.stream_seconds), watched(cluster) as changes:
         load.start()
         try:
             _pass(timing.before)
@@ -75,7 +75,7 @@ def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambd
             load.stop()
             sent, operations = load.join()
             evidence.write(directory / "requests.jsonl", sent)  # it may be all that a run leaves
-    visit = Visit(name, broken.at, repaired, healed, broken.replicas) if fault is not faults.nothing else None
+    visit = Visit(name, broken.at, repaired, healed, broken.replicas, tuple(changes)) if fault is not faults.nothing else None
     sent = logs.add(sent, logs.lines(cluster, load.run, since), cluster.topology["replicas"])
     evidence.write(directory / "requests.jsonl", sent)
     client = cluster.redis()
@@ -112,5 +112,5 @@ def _until_back(load, replicas, since, seconds):
 def again(directory):
     """The result of an earlier run, its report made anew from its requests."""
     result = json.loads((directory / "result.json").read_text())
-    visit = Visit(**result["visit"] | {"replicas": tuple(result["visit"]["replicas"])}) if result["visit"] else None
+    visit = Visit(**{name: tuple(value) if isinstance(value, list) else value for name, value in result["visit"].items()}) if result["visit"] else None
     return result | {"traffic": report(evidence.read(directory / "requests.jsonl"), visit)}

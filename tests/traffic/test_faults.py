@@ -111,7 +111,7 @@ def _frozen(result, _traffic, fault, _cluster):
     assert fault["bad_otherwise"] == NONE
     if result["engine"] == "nginx":
         return  # it has no active checks: it asks a frozen replica again every fail_timeout
-    assert fault["out_of_rotation"] <= 3
+    assert fault["out_of_rotation"] is not None and fault["out_of_rotation"] <= 3, fault
     assert fault["bad_after_out"]["message"] == 0 and fault["bad_after_out"]["get"] == 0
 
 

@@ -1,5 +1,6 @@
 """The report is figures of requests: each is shown with requests made for it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -75,6 +76,28 @@ def test_a_sick_replica_is_out_of_rotation_after_the_last_request_that_met_it():
     assert fault["bad_after_out"] == {"get": 0, "message": 1, "stream": 0}
     assert fault["back_after"] == 3.5 and fault["answered_during"] == {"b-1": 4}
     assert (fault["seconds"], fault["healing_seconds"]) == (10, 2)
+
+
+@pytest.mark.parametrize(
+    "changes, wanted",
+    [
+        ([], None),
+        ([[90.0, "a-1", "UP", 100]], None),
+        ([[90.0, "a-1", "UP", 100], [101.5, "a-1", "UP", 1]], 1.5),
+        ([[90.0, "a-1", "UP", 100], [101.5, "a-1", "UP", 1], [106.0, "a-1", "DOWN", 1]], 1.5),
+        ([[90.0, "a-1", "UP", 100], [101.5, "a-1", "DOWN", 100], [102.0, "a-1", "UP", 100], [104.0, "a-1", "DOWN", 100]], 4.0),
+        ([[90.0, "a-1", "UP", 100], [101.5, "a-1", "DOWN", 100], [102.0, "a-1", "UP", 100]], None),
+        ([[90.0, "a-1", "UP", 100], [111.0, "a-1", "DOWN", 100]], None),
+        ([[90.0, "a-1", "DOWN", 100]], 0.0),
+        ([[90.0, "a-1", "UP", 100], [101.5, "b-1", "DOWN", 100]], None),
+    ],
+)
+def test_the_balancers_word_counts_where_no_request_met_the_sick_replica(changes, wanted):
+    visit = dataclasses.replace(VISIT, changes=tuple(changes))
+    fault = report([sent(began=101.0, replica="b-1")], visit)["fault"]
+    assert fault["out_of_rotation"] == fault["avoided_by_balancer_after"] == wanted
+    late = report([sent(began=105.0, replica="a-1")], visit)["fault"]
+    assert late["out_of_rotation"] == 5.0 and late["avoided_by_balancer_after"] == wanted
 
 
 def test_a_replica_that_never_comes_back_has_no_time_for_it():
