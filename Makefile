@@ -5,7 +5,7 @@ export PATH
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.collections
 
-.PHONY: up down status test lint unit js sanity e2e bench bench-turns
+.PHONY: up down status test lint unit js sanity e2e bench bench-turns bench-balancer
 
 up: ## from nothing to a running cluster on this machine
 	@lab/bootstrap
@@ -31,3 +31,7 @@ bench: ## seconds of `make up` from nothing and of a second site.yml, and the nu
 
 bench-turns: ## ratios: a turn with and without the plugin, turns a second with one and with all replicas; needs a cluster that is up
 	@python -m tests.bench $(CLUSTER)
+
+bench-balancer: ## latency and requests a second of a gateway alone, behind each engine and behind the article's nginx; needs a cluster that is up
+	@lab/bootstrap
+	@python -m tests.bench.balancer $(CLUSTER)

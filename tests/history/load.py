@@ -33,8 +33,9 @@ class LoadOptions:
     ``turns`` are those of one client; with ``clients`` 2, two of them share a conversation. ``route``: ``balancer``,
     or ``replicas``: straight to one after another, two clients beginning at different ones. ``twins``: every message is
     delivered to two replicas at once, as by a webhook that fires twice. ``repeat``: every so many turns an answered
-    message is sent once more (0: never). ``seconds``: each client spreads its turns over so many seconds (0: as fast as
-    it goes). ``gets``: GETs of the health route a second. A turn is given up after ``patience`` seconds, the whole load
+    message is sent once more (0: never). ``once``: every message is sent once, on a connection of its own, with its key
+    in the address too, where a balancer's log shows it: what this client sees is what counts. ``seconds``: each client
+    spreads its turns over so many seconds, one client after the other (0: as fast as it goes). ``gets``: GETs of the health route a second. A turn is given up after ``patience`` seconds, the whole load
     after ``deadline``.
     """
 
@@ -44,6 +45,7 @@ class LoadOptions:
     route: str = "balancer"
     twins: bool = False
     repeat: int = 5
+    once: bool = False
     seconds: float = 0
     gets: float = 0
     attempt_timeout: float = 60
@@ -151,9 +153,10 @@ class Load:
 
     def _converse(self, conversation, client):
         options = self.options
+        share = (conversation * options.clients + client) / (options.conversations * options.clients)
         with requests.Session() as session:
             for number in range(options.turns):
-                due = self._began + number * options.seconds / options.turns
+                due = self._began + (number + share) * options.seconds / options.turns
                 if self._done.wait(max(0, due - time.monotonic())) or time.monotonic() > self._end:
                     return
                 operation = self._turn(session, conversation, client, number)
@@ -182,7 +185,7 @@ class Load:
                 results = list(pool.map(send, pair, (session, second)))
         else:
             results = [send(next(urls))]
-        while not any(attempt.outcome == OK for attempt, _pause in results):
+        while not options.once and not any(attempt.outcome == OK for attempt, _pause in results):
             pause = results[-1][1]
             if pause is None or time.monotonic() + pause > end or self._done.wait(pause):
                 break
@@ -191,7 +194,7 @@ class Load:
         if any(attempt.outcome == OK for attempt in attempts):
             with self._lock:
                 self.acknowledged += 1
-            if options.repeat and number % options.repeat == 0:
+            if options.repeat and not options.once and number % options.repeat == 0:
                 attempts.append(send(next(urls))[0])
         attempts.sort(key=lambda attempt: attempt.invoked)
         name = f"{options.channel}:{self.user(conversation)}"
@@ -202,10 +205,11 @@ class Load:
         invoked = time.monotonic()
         via = url.removeprefix("http://")
         headers = self._headers | {"Idempotency-Key": key}
+        address = f"{url}/api/v1/message"
+        if self.options.once:
+            address, headers["Connection"] = f"{address}?id={key}", "close"
         try:
-            response = session.post(
-                f"{url}/api/v1/message", json=body, headers=headers, timeout=(CONNECT_TIMEOUT, timeout)
-            )
+            response = session.post(address, json=body, headers=headers, timeout=(CONNECT_TIMEOUT, timeout))
         except requests.RequestException as error:
             outcome, kind = failure(error)
             return Attempt(invoked, time.monotonic(), via, outcome, error=kind), 0.25

@@ -1,0 +1,24 @@
+"""The cluster that the traffic goes to: that of the Molecule scenario, or $CLUSTER, or the demo of ``make up``."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or "demo"
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    from tests.history.cluster import Cluster
+    from tests.traffic.faults import way_in
+
+    return way_in(Cluster.of_lab(NAME))
+
+
+@pytest.fixture(scope="session")
+def evidence_directory():
+    return ROOT / ".cache" / "traffic" / NAME
