@@ -56,7 +56,8 @@ def status(topology, answers):
 
     :param topology: the fact ``topology_cluster``
     :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
-        :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of ``sentinel_info``) and ``aof`` (result of
+        :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of
+        ``sentinel_info``) and ``aof`` (result of
         ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``), each absent when the host did not answer
     :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``redis`` and ``sentinels`` (lists of rows)
     """
