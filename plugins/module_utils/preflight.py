@@ -56,6 +56,7 @@ _SAMPLE = re.compile(r"(change|replace).?(me|this|it)|example|your.?(token|passw
 _SECRET_NAME = re.compile(r"token|password|secret|key|env", re.I)
 #: What passes through redis.conf, environment files and HTTP headers without a second meaning.
 _PLAIN = re.compile(r"[!%-&(-\[\]-_a-~]*\Z")
+_ENDPOINT = re.compile(r"[^\s/]+:\d{1,5}\Z")
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?\Z")
 _REDIS_SIZE = re.compile(r"(\d+)\s*(b|k|kb|m|mb|g|gb)?\Z", re.I)
 _REDIS_UNITS = {"": 1, "b": 1, "k": 1000, "kb": 1024, "m": 1000**2, "mb": 1024**2, "g": 1000**3, "gb": 1024**3}
@@ -582,6 +583,27 @@ def _stateless(cluster):
     yield from cluster.judge("gateway_extra_config", cluster.members("openclaw_gateways"), check)
 
 
+def _agent(cluster):
+    gateways = cluster.members("openclaw_gateways")
+
+    def check_dead(host, value):
+        stalled = cluster.settings[host].get("agent_stalled_after")
+        try:
+            sound = float(value) > float(stalled)
+        except (TypeError, ValueError):
+            return  # its type has a sentence of its own
+        if not sound:
+            yield _say("agent_dead_after", f"{value} s", f"more than agent_stalled_after, {stalled} s", "raise it")
+
+    def check_partner(host, value):
+        for where in value if isinstance(value, list) else []:
+            if not _ENDPOINT.match(str(where)):
+                yield _say("agent_partner", where, "host:port", "correct it")
+
+    yield from cluster.judge("agent_dead_after", gateways, check_dead)
+    yield from cluster.judge("agent_partner", gateways, check_partner)
+
+
 def _types(cluster):
     """Pairs of variable and sentence for values that a role's own argument_specs would refuse, but later."""
     for role, options in cluster.specs.items():
@@ -623,6 +645,7 @@ CHECKS = (
     _balancers,
     _certificates,
     _stateless,
+    _agent,
 )
 
 

@@ -78,8 +78,9 @@ def status(topology, answers):
 
     :param topology: the fact ``topology_cluster``
     :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
-        :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of ``sentinel_info``) and ``aof`` (result of
-        ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``)  and ``vip`` (see :func:`vips_of`), each absent when the host did not answer
+        :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of
+        ``sentinel_info``), ``aof`` (result of ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``) and ``vip`` (see :func:`vips_of`),
+        each absent when the host did not answer
     :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``vips``, ``redis`` and ``sentinels`` (lists of rows)
     """
     hosts, problems = [], []

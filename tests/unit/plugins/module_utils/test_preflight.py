@@ -694,6 +694,25 @@ def test_extra_config_of_another_kind(case, value):
     )
 
 
+# --- the agent
+
+
+def test_an_agent_that_would_call_the_dead_alive(case):
+    case.set(agent_stalled_after=1.5, agent_dead_after=1.5)
+    refused(case, "agent_dead_after: found 1.5 s; allowed more than agent_stalled_after, 1.5 s; raise it.")
+    assert case.set(agent_dead_after=6.0).problems() == []
+    assert case.set(agent_dead_after="soon").problems() == [], "its type is not this check's business"
+
+
+@pytest.mark.parametrize("where", ["example.org", "https://example.org:443", "example.org:https", "a b:443"])
+def test_a_partner_without_a_port(case, where):
+    refused(case.set(agent_partner=["other.test:443", where]), f"agent_partner: found {where}; allowed host:port; correct it.")
+
+
+def test_a_partner_by_its_address(case):
+    assert case.set(agent_partner=["192.0.2.1:443", "[2001:db8::1]:8443"]).problems() == []
+
+
 # --- what the roles' argument_specs say
 
 
