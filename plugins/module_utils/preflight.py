@@ -266,7 +266,11 @@ def _vip(cluster):
             if len(prefixes) > 1 or not 1 <= prefixes[0] <= 32:
                 yield _say("vip_prefix", _list(str(prefix) for prefix in prefixes), "one number from 1 to 32", "set it once, for the balancers' group")
             else:
-                yield from cluster.judge("vip_interface", names, lambda host, value, at=address, prefix=prefixes[0]: _vip_network(cluster, host, value, at, prefix))
+
+                def check(host, value, at=address, prefix=prefixes[0]):
+                    return _vip_network(cluster, host, value, at, prefix)
+
+                yield from cluster.judge("vip_interface", names, check)
 
 
 def _vip_settings(cluster, datacenter, names):
@@ -277,8 +281,7 @@ def _vip_settings(cluster, datacenter, names):
         if len(set(map(str, known))) > 1:
             found = ", ".join(f"{value} on {host}" for host, value in values.items())
             yield _say(variable, found, f"one for all balancers of the datacenter {datacenter}", "set it once, for their group")
-    for sentence in cluster.judge("vip_router_id", names, _vip_router):
-        yield sentence
+    yield from cluster.judge("vip_router_id", names, _vip_router)
 
 
 def _vip_router(host, value):

@@ -67,7 +67,8 @@ def vips_of(topology, answers):
         silent = [host for host in members if said[host] is None]
         rows.append({**vip, "holders": holders, "silent": silent})
         if len(holders) > 1:
-            problems.append(f"{vip['address']}: {' and '.join(holders)} hold the virtual address at the same time; see journalctl -u keepalived on each of them.")
+            who = " and ".join(holders)
+            problems.append(f"{vip['address']}: {who} hold the virtual address at the same time; see journalctl -u keepalived on each of them.")
         elif not holders and not silent:
             problems.append(f"{vip['address']}: no balancer holds the virtual address; see journalctl -u keepalived on {', '.join(members)}.")
     return rows, problems

@@ -122,10 +122,22 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.openclaw.ha.plugins.module_utils import nginx_upstream
-from ansible_collections.openclaw.ha.plugins.module_utils.balancer_server import BACKEND, PROOF, WORDS, Server, established, next_step, pid, servers, states, unknown
+from ansible_collections.openclaw.ha.plugins.module_utils.balancer_server import (
+    BACKEND,
+    PROOF,
+    WORDS,
+    Server,
+    established,
+    next_step,
+    pid,
+    servers,
+    states,
+    unknown,
+)
 
 #: Seconds for one answer on HAProxy's socket, and for nginx to have taken a reload.
-ANSWER, RELOAD = 5, 15
+ANSWER = 5
+RELOAD = 15
 
 
 class BalancerError(RuntimeError):

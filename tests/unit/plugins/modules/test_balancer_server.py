@@ -222,7 +222,7 @@ class Nginx(Rig):
         program = shutil.which("nginx", path="/usr/sbin:/usr/bin")
         assert program, "nginx is needed by this test: run lab/bootstrap"
         self.process = subprocess.Popen([program, "-c", str(directory / "config"), "-g", "daemon off;"])
-        until(lambda: (directory / "pid").exists())
+        until((directory / "pid").exists)
         until(self.listens)
 
     def listens(self):
