@@ -5,7 +5,8 @@ from ansible_collections.openclaw.ha.plugins.module_utils.balancer_server import
 
 STATE = """1
 # be_id be_name srv_id srv_name srv_addr srv_op_state srv_admin_state srv_uweight srv_iweight srv_time_since_last_change srv_check_status srv_check_result \
-srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_addr srv_agent_port
+srv_check_health srv_check_state srv_agent_state bk_f_forced_id srv_f_forced_id \
+srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_addr srv_agent_port
 4 gateways 1 node1-1 192.0.2.11 2 8 100 100 3 6 3 4 6 0 0 0 - 18789 - 0 0 - - 0
 4 gateways 2 node2-1 192.0.2.12 2 0 100 100 3 6 3 4 6 0 0 0 - 18789 - 0 0 - - 0
 5 others 1 node9-1 192.0.2.19 2 0 100 100 3 6 3 4 6 0 0 0 - 18789 - 0 0 - - 0

@@ -187,7 +187,13 @@ class Haproxy(Rig):
     def info(self):
         return balancer_server.Haproxy(self.arguments["socket"]).ask("show info")
 
+    def hears(self):
+        """Whether the master waits for signals: while it loads, a reload is not heard."""
+        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGUSR2 - 1) & 1
+
     def reload(self):
+        until(self.hears)
         engine = balancer_server.Haproxy(self.arguments["socket"])
         (self.directory / "state").write_text(engine.ask("show servers state"))
         before = balancer_server.pid(self.info())
