@@ -65,9 +65,13 @@ def of_kind(requests, visit=None):
     }
 
 
-def met(request, replicas):
-    """Whether a request met one of these replicas: it answered, a log names it, or a balancer had to send it again."""
-    return request.replica in replicas or bool(set(replicas) & set(request.tried)) or request.repeated
+def met(request, replicas, away=None):
+    """Whether a request met one of these replicas: it answered, a log names it, or a balancer had to send it again.
+
+    ``away``: when the balancer began to avoid them; what it sent again after that met another one.
+    """
+    named = request.replica in replicas or bool(set(replicas) & set(request.tried))
+    return named or request.repeated and (away is None or request.began <= away)
 
 
 def avoided(visit):
@@ -92,8 +96,8 @@ def of_fault(requests, visit):
     Where no request met one and no balancer tells, it is not known.
     """
     during = [one for one in requests if visit.began <= one.began < visit.repaired]
-    met_then = [one.began for one in during if visit.replicas and met(one, visit.replicas)]
     away = avoided(visit)
+    met_then = [one.began for one in during if visit.replicas and met(one, visit.replicas, away)]
     out = max(met_then + ([away] if away is not None else []), default=None)
     bad = [one for one in requests if one.outcome in (FAILED, CUT)]
 

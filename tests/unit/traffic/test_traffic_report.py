@@ -100,6 +100,13 @@ def test_the_balancers_word_counts_where_no_request_met_the_sick_replica(changes
     assert late["out_of_rotation"] == 5.0 and late["avoided_by_balancer_after"] == wanted
 
 
+def test_what_is_sent_again_later_met_another_replica():
+    visit = dataclasses.replace(VISIT, changes=([90.0, "a-1", "UP", 100], [101.5, "a-1", "DOWN", 100]))
+    requests = [sent(began=101.0, repeated=True), sent(began=104.0, replica="b-1", repeated=True)]
+    assert report(requests, visit)["fault"]["out_of_rotation"] == 1.5
+    assert report([*requests, sent(began=103.0, replica="b-1", tried=("a-1", "b-1"), repeated=True)], visit)["fault"]["out_of_rotation"] == 3.0
+
+
 def test_a_replica_that_never_comes_back_has_no_time_for_it():
     assert report([sent(began=111.0, replica="b-1")], VISIT)["fault"]["back_after"] is None
 
