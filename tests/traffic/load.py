@@ -23,6 +23,8 @@ MOST_A_SECOND = 100
 MOST_SECONDS = 900
 #: Requests of one kind that may be on their way at the same time.
 MOST_AT_ONCE = 100
+#: Seconds after its end in which a load may still send what it could not send in time.
+LATENESS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +52,7 @@ class TrafficOptions:
         """The same for the history checker's load."""
         turns = max(1, math.ceil(self.messages * self.seconds / self.conversations))
         return LoadOptions(
-            conversations=self.conversations, turns=turns, once=True, seconds=turns * self.conversations / self.messages, deadline=self.seconds
+            conversations=self.conversations, turns=turns, once=True, seconds=turns * self.conversations / self.messages, deadline=self.seconds + LATENESS
         )
 
 
@@ -70,7 +72,8 @@ class Traffic:
         self.answered = {}
 
     def start(self):
-        self._end = time.monotonic() + self.options.seconds
+        # The number of requests bounds the load; this only ends one that a slow machine delays.
+        self._end = time.monotonic() + self.options.seconds + LATENESS
         self._messages.start()
         self._pools = [concurrent.futures.ThreadPoolExecutor(MOST_AT_ONCE) for _kind in range(2)]
         kinds = ((GET, self.options.gets, self._get), (STREAM, self.options.streams, self._stream))
@@ -80,6 +83,11 @@ class Traffic:
         for pacer in self._pacers:
             pacer.start()
         return self
+
+    def begun(self):
+        """Wait until every GET and every stream has been sent."""
+        for pacer in self._pacers:
+            pacer.join()
 
     def stop(self):
         """Begin nothing more; what is on its way is waited for by ``join``."""

@@ -17,8 +17,7 @@ def loaded(balancer, tmp_path):
     def work(planted=lambda _name: None, options=SHORT):
         small = balancer(planted)
         load = Traffic(small.cluster, options, tmp_path).start()
-        time.sleep(options.seconds + 0.3)
-        load.stop()
+        load.begun()
         small.release.set()
         sent, operations = load.join()
         assert len(operations) == sum(one.kind == "message" for one in sent)
