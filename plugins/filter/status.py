@@ -12,4 +12,10 @@ class FilterModule:
     """Ansible's entry point."""
 
     def filters(self):
-        return {"status": status.status, "status_table": status.table, "units_of": status.units_of, "probes_of": status.probes_of, "verdicts_of": status.verdicts_of}
+        return {
+            "status": status.status,
+            "status_table": status.table,
+            "units_of": status.units_of,
+            "probes_of": status.probes_of,
+            "verdicts_of": status.verdicts_of,
+        }

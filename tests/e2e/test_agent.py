@@ -117,4 +117,4 @@ def test_what_runs_is_what_is_written_and_what_is_invalid_is_refused(hosts, topo
     host = hosts[topology["replicas"][0]["host"]]
     path = "/etc/openclaw-agent/config.json"
     assert host.file(path).sha256sum == host.file("/run/openclaw-agent/config.json").sha256sum
-    assert host.run(f"echo '{{}}' > /tmp/wrong.json; openclaw-agent --config /tmp/wrong.json check; rc=$?; rm /tmp/wrong.json; exit $rc").rc == 2
+    assert host.run("echo '{}' > /tmp/wrong.json; openclaw-agent --config /tmp/wrong.json check; rc=$?; rm /tmp/wrong.json; exit $rc").rc == 2

@@ -35,7 +35,8 @@ class LoadOptions:
     delivered to two replicas at once, as by a webhook that fires twice. ``repeat``: every so many turns an answered
     message is sent once more (0: never). ``once``: every message is sent once, on a connection of its own, with its key
     in the address too, where a balancer's log shows it: what this client sees is what counts. ``seconds``: each client
-    spreads its turns over so many seconds, one client after the other (0: as fast as it goes). ``gets``: GETs of the health route a second. A turn is given up after ``patience`` seconds, the whole load
+    spreads its turns over so many seconds, one client after the other (0: as fast as it
+    goes). ``gets``: GETs of the health route a second. A turn is given up after ``patience`` seconds, the whole load
     after ``deadline``.
     """
 

@@ -50,7 +50,8 @@ def converge(cluster, **variables):
     run_logged(command, lab.directory / "engine.log", lambda line: None, cwd=ROOT, env=os.environ | {"ANSIBLE_NOCOLOR": "1"})
 
 
-#: Runs on a balancer's host: what HAProxy makes of its servers, one line when it changes, until its input ends. All containers share the machine's monotonic clock.
+#: Runs on a balancer's host: what HAProxy makes of its servers, one line when it changes, until its input ends.
+#: All containers share the machine's monotonic clock.
 WATCH = """
 import json, select, socket, sys, time
 known = {}

@@ -422,8 +422,6 @@ def save_state():
     return module
 
 
-
-
 # ---- certificates
 
 

@@ -13,7 +13,7 @@ import threading
 import uuid
 
 import pytest
-from balancer_rig import STARTED, Agent, Backend, HAProxy, Nginx, answer, authority, certificate, cluster, free_port, render, until
+from balancer_rig import STARTED, Agent, Backend, HAProxy, answer, authority, certificate, cluster, free_port, render, until
 
 KEY = {"Idempotency-Key": "k1"}
 
@@ -361,7 +361,7 @@ def test_one_token_may_be_used_so_often_and_is_nowhere_in_clear(balancer):
 def test_nginx_logs_who_answered_and_how_long_it_took_but_no_query(nginx):
     running = nginx(1)
     assert running.ask("GET", "/x?token=secret").status == 200
-    line = until(lambda: (running.directory / "access").read_text())
+    line = until((running.directory / "access").read_text)
     assert "secret" not in line
     expected = rf'127.0.0.1 "GET /x HTTP/1.1" 200 \d+ [\d.]+ upstream=127.0.0.1:{running.backends[0].port} upstream_status=200 upstream_time=[\d.]+\n'
     assert re.fullmatch(expected, line)
