@@ -3,27 +3,52 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Clients that do not behave: each is refused as docs/balancer.md says, and another client meanwhile sees nothing of it."""
 
-import contextlib
 import datetime
 import json
-import socket
 import subprocess
-import threading
 import time
 import urllib.parse
 
 import pytest
 import requests
 
+from lab.cluster import LABEL
 from lab.cluster import Cluster as LabCluster
 from lab.demo import playbook
-from lab.shell import LabError
+from lab.shell import LabError, run
 from tests.traffic.evidence import KINDS
 from tests.traffic.load import Traffic, TrafficOptions
 from tests.traffic.report import report
 
-#: Runs in a container of the cluster, so it is another client than this machine. Arguments: host, port, how many.
-#: Prints "open" once all connections stand, then how many the balancer has closed whenever it is asked, until its input ends.
+#: A hostile client, run in a container of its own: gateways lock out an address that shows wrong tokens, and others must not share it.
+#: Arguments: host, port, JSON of a list of attacks: "send" at once, then "drip" every second; until an answer's head ("head") or the end
+#: ("close") is there. Prints a JSON list of {"status": 0 when nothing came, "seconds", "ended"}.
+HOSTILE = """
+import json, select, socket, sys, time
+told = []
+for attack in json.loads(sys.argv[3]):
+    began, answer, ended, dripped = time.monotonic(), b"", False, time.monotonic()
+    with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=10) as client:
+        try:
+            client.sendall(attack["send"].encode() + b"x" * attack.get("filler", 0) + attack.get("then", "").encode())
+        except OSError:
+            pass
+        while time.monotonic() - began < 60 and not ended and not (attack["until"] == "head" and b"\\r\\n\\r\\n" in answer):
+            try:
+                if select.select([client], [], [], 0.2)[0]:
+                    part = client.recv(65536)
+                    answer, ended = answer + part, not part
+                elif attack.get("drip") and time.monotonic() - dripped > 1:
+                    dripped = time.monotonic()
+                    client.sendall(attack["drip"].encode())
+            except OSError:
+                ended = True
+    words = answer.split()
+    told.append({"status": int(words[1]) if len(words) > 1 else 0, "seconds": time.monotonic() - began, "ended": ended})
+print(json.dumps(told))
+"""
+#: Many connections on which nothing is asked. Arguments: host, port, how many. Prints "open" once they stand, then how many the balancer
+#: has closed whenever it is asked, until its input ends.
 IDLE = """
 import select, socket, sys
 host, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -63,97 +88,75 @@ def others(cluster, tmp_path):
     found = report(sent)
     assert found["get"]["sent"] >= 1
     for kind in KINDS:
-        assert found[kind]["sent"] == found[kind]["ok"], (kind, found[kind])
+        assert found[kind]["sent"] == found[kind]["ok"], (kind, found[kind]["reasons"], found[kind]["cut"])
 
 
-def message(cluster, token=None, body=None, **options):
-    body = body or {"channel": "web", "user_id": f"edge-{time.time_ns()}", "message": "hello"}
-    headers = {"Authorization": f"Bearer {cluster.token if token is None else token}", "Connection": "close"} | options.pop("headers", {})
-    return requests.post(f"{cluster.url}/api/v1/message", json=body, headers=headers, timeout=options.pop("timeout", 60))
-
-
-@contextlib.contextmanager
-def connection(cluster):
-    """A connection to the balancer, for bytes that no HTTP library would send."""
+def in_container(cluster, last, script, *words):
+    """A command that runs a script as a client with an address of its own, whose last number is given."""
+    lab = LabCluster(cluster.name)
+    image = run("docker", "inspect", "--format", "{{.Config.Image}}", f"{lab.prefix}-doubles")
     place = urllib.parse.urlsplit(cluster.url)
-    with socket.create_connection((place.hostname, place.port), timeout=40) as client:
-        yield client
+    address = ["--network", lab.prefix, "--ip", str(lab.network[last])]
+    return ["docker", "run", "--rm", "--interactive", "--init", "--label", LABEL, *address, image, "python3", "-c", script, place.hostname,
+            str(place.port), *words]  # fmt: skip
 
 
-def received(client):
-    """What comes until the other side closes; a reset ends it too."""
-    parts = []
-    with contextlib.suppress(ConnectionError):
-        while part := client.recv(65536):
-            parts.append(part)
-    return b"".join(parts)
+def attack(cluster, *attacks, last=201):
+    """What becomes of attacks, one after the other."""
+    return json.loads(run(*in_container(cluster, last, HOSTILE, json.dumps(attacks))))
+
+
+def head(cluster, *lines, token=None):
+    """The head of a message, up to but without the empty line."""
+    words = [
+        "POST /api/v1/message HTTP/1.1",
+        "Host: edge",
+        f"Authorization: Bearer {cluster.token if token is None else token}",
+        "Content-Type: application/json",
+        f"Idempotency-Key: edge-{time.time_ns()}",
+        *lines,
+    ]
+    return "".join(f"{line}\r\n" for line in words)
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "a" * 4000], ids=["none", "wrong", "long"])
 def test_a_wrong_token_is_refused(cluster, others, token):
-    for _request in range(20):
-        response = message(cluster, token)
-        assert response.status_code == 401, response.text[:200]
+    """The gateway refuses it, and after ten of them the address for a while: 429."""
+    body = json.dumps({"channel": "web", "user_id": "edge", "message": "hello"})
+    told = attack(cluster, *[{"send": f"{head(cluster, f'Content-Length: {len(body)}', token=token)}\r\n{body}", "until": "head"}] * 30, last=202)
+    assert {one["status"] for one in told} <= {401, 429}, told
 
 
-def test_too_large_a_message_is_refused(cluster, others):
-    for size in (70_000, 1_000_000):
-        response = message(cluster, body={"channel": "web", "user_id": "edge", "message": "x" * size})
-        assert response.status_code == 413, (size, response.status_code)
+@pytest.mark.parametrize("size", [70_000, 1_000_000])
+def test_too_large_a_message_is_refused(cluster, others, size):
+    begin = '{"channel": "web", "user_id": "edge", "message": "'
+    length = len(begin) + size + 2
+    (told,) = attack(cluster, {"send": f"{head(cluster, f'Content-Length: {length}')}\r\n{begin}", "filler": size, "then": '"}', "until": "head"})
+    assert told["status"] == 413, told
 
 
 def test_a_body_that_is_said_to_be_huge_is_refused_before_it_comes(cluster, others):
-    head = (
-        f"POST /api/v1/message HTTP/1.1\r\nHost: edge\r\nAuthorization: Bearer {cluster.token}\r\n"
-        "Content-Type: application/json\r\nContent-Length: 10000000000\r\n\r\n{"
-    )
-    with connection(cluster) as client:
-        began = time.monotonic()
-        client.sendall(head.encode())
-        answer = received(client)
-        assert answer.startswith((b"HTTP/1.1 413", b"HTTP/1.0 413")), answer[:200]
-        assert time.monotonic() - began < 20
+    lines = [line for line in head(cluster, "Content-Length: 10000000000").splitlines(keepends=True) if not line.startswith("Idempotency")]
+    (told,) = attack(cluster, {"send": "".join(lines) + "\r\n{", "until": "head"})
+    assert told["status"] == 413 and told["seconds"] < 20, told
 
 
 def test_too_large_a_head_is_refused(cluster, others):
-    with connection(cluster) as client:
-        with contextlib.suppress(ConnectionError):
-            client.sendall(b"GET /api/v1/health HTTP/1.1\r\nHost: edge\r\n" + b"X-Filler: " + b"x" * 100_000 + b"\r\n\r\n")
-        answer = received(client)
-        assert not answer or answer.split()[1] in (b"400", b"413", b"431", b"414"), answer[:200]
+    (told,) = attack(cluster, {"send": "GET /api/v1/health HTTP/1.1\r\nHost: edge\r\nX-Filler: ", "filler": 100_000, "then": "\r\n\r\n", "until": "close"})
+    assert told["status"] in (0, 400, 413, 414, 431), told
 
 
 @pytest.mark.parametrize("part", ["head", "body"])
 def test_a_request_that_never_ends_is_given_up(cluster, others, part):
     """A byte now and then, for ever: the balancer's patience ends, whatever comes meanwhile."""
-    begin = (
-        f"POST /api/v1/message HTTP/1.1\r\nHost: edge\r\nAuthorization: Bearer {cluster.token}\r\nIdempotency-Key: edge-{time.time_ns()}\r\n"
-        "Content-Type: application/json\r\n"
-    ).encode()
-    with connection(cluster) as client:
-        client.sendall(begin if part == "head" else begin + b"Content-Length: 1000\r\n\r\n{")
-        done, began = threading.Event(), time.monotonic()
-
-        def drip():
-            with contextlib.suppress(OSError):
-                while not done.wait(1):
-                    client.sendall(b"X" if part == "head" else b" ")
-
-        dripping = threading.Thread(target=drip, daemon=True)
-        dripping.start()
-        try:
-            answer = received(client)
-        finally:
-            done.set()
-            dripping.join()
-        assert not answer or answer.split()[1] == b"408", answer[:200]
-        assert 5 < time.monotonic() - began < 35
+    begun = head(cluster) if part == "head" else head(cluster, "Content-Length: 1000") + "\r\n{"
+    (told,) = attack(cluster, {"send": begun, "drip": "X" if part == "head" else " ", "until": "close"})
+    assert told["ended"] and told["status"] in (0, 408), told
+    assert 5 < told["seconds"] < 35, told
 
 
 def test_a_thousand_idle_connections_of_one_client_do_not_keep_others_out(cluster, others):
-    place = urllib.parse.urlsplit(cluster.url)
-    container = f"{LabCluster(cluster.name).prefix}-doubles"
-    command = ["docker", "exec", "--interactive", container, "python3", "-c", IDLE, place.hostname, str(place.port), "1000"]
+    command = in_container(cluster, 203, IDLE, "1000")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
         try:
             word, held, refused = client.stdout.readline().split()
