@@ -30,7 +30,7 @@ RUNS = {
     "redis away": ("redis away", 30, {"seconds": 60}),
     "gateways restarted": ("gateways restarted", 0, {"seconds": 60}),
     "hosts killed": ("hosts killed", 0, {"seconds": 60}),
-    "passwords rotated": ("passwords rotated", 0, {"seconds": 90}),
+    "passwords rotated": ("passwords rotated", 0, {"seconds": 120}),
     **{name: (name, 20, {"seconds": 40}) for name in FAULTS if name.startswith("provider ")},
 }
 
