@@ -121,7 +121,7 @@ def test_check_mode_says_why_and_restarts_nothing(restart, settled, cluster):
     primary = settled()
     for node in cluster.redis:
         done = restart(cluster, node["host"], check=True, changed=True)
-        assert done["changed"] and done["verbs"] == [] and "Changed since it was started" in done["msg"]
+        assert done["changed"] and done["verbs"] == [] and "Changed since it was started" in done["msg"], done
     assert settled() == primary
 
 
