@@ -224,6 +224,9 @@ def _before(alive, primary, nodes, sentinels, running, to, quorum, ending):
     reasons = obstacles(nodes, sentinels, quorum, to)
     if ending or reasons:
         why = " ".join(([ending] if ending else []) + reasons)
+        if not ending and any(raised(node) for node in alive) and not any(node["paused"] for node in alive):
+            # Nobody waits for this yet: what a Sentinel has lost sight of for a moment may come back.
+            return Step("wait", None, why)
         return _tidy(alive, why) or Step("refuse", None, why)
     if to:
         for node in alive:

@@ -105,6 +105,16 @@ def test_a_wanted_primary_is_preferred_before_anything_is_paused():
     assert step(switched, to=address(3))[:2] == ("restore", address(2))
 
 
+def test_what_comes_in_the_way_before_the_pause_is_waited_for_and_then_undone():
+    preferred = changed(NODES, 2, priority=100 + RAISED)
+    in_the_way = changed(preferred, 3, link=False)
+    waiting = step(in_the_way, to=address(3))
+    assert waiting.action == "wait" and "Redis on node3 (192.0.2.13:6379) has lost its link" in waiting.why
+    assert plan(in_the_way, SENTINELS, address(1), address(3), ending="Time is over.")[:2] == ("restore", address(2))
+    # A pause is not kept up for it.
+    assert step(changed(in_the_way, 1, paused=True), to=address(3))[:2] == ("unpause", address(1))
+
+
 @pytest.mark.parametrize(
     "priority, former", [(100, 100), (0, 0), (100 + RAISED, 100), (1 + RAISED, 1), (RAISED - 1, RAISED - 1)]
 )
