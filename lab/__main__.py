@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from . import ollama
 from .cluster import ROOT, Cluster
 from .demo import bench, status, topology, up, write_env
 from .shell import LabError, say
@@ -12,10 +13,13 @@ from .shell import LabError, say
 def main():
     """Run one command; a fault that a person must act on is one message and exit code 1."""
     parser = argparse.ArgumentParser(prog="lab", description="Test hosts for openclaw.ha: containers with systemd on this machine.")
-    parser.add_argument("command", choices=("up", "status", "create", "playbook", "bench", "destroy"))
+    parser.add_argument("command", choices=("up", "status", "create", "playbook", "bench", "ollama", "destroy"))
     parser.add_argument("cluster", nargs="?", default="demo", help="a name from lab/clusters.json (default: demo)")
     arguments, rest = parser.parse_known_args()
     try:
+        if arguments.command == "ollama":
+            ollama.ensure()
+            return 0
         cluster = Cluster(arguments.cluster)
         if arguments.command == "up":
             up(cluster)

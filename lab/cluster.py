@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import secrets
+import shlex
 import socket
 import subprocess
 
@@ -82,10 +83,10 @@ class Cluster:
             self._start_host(name, host)
         if doubles:
             self._start_doubles(name)
-        for host in missing:
-            wait_for(f"sshd on {host}", lambda address=self.hosts[host]: _answers(address, 22), 30)
         if missing:
             self._write_known_hosts()
+        for host in missing:
+            wait_for(f"a host {host} that has started and lets us in", lambda host=host: self._has_started(host), 60)
         if not self.group:
             wait_for("the LLM double", lambda: _answers(self.doubles_address, LLM_PORT), 15)
 
@@ -122,6 +123,20 @@ class Cluster:
     def _pipe(self, host, script, text):
         command = ["docker", "exec", "--interactive", self.container(host), "sh", "-c", script]
         subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+
+    def _has_started(self, host):
+        """Whether the host's systemd has done all its work, asked in the way in which Ansible will come.
+
+        An sshd that answers may still refuse or hold up a login while the host starts.
+        """
+        run(
+            "ssh", "-F", "none", "-i", self._key(), "-o", "BatchMode=yes", "-o", "ConnectTimeout=5", *shlex.split(self._ssh_arguments()),
+            f"root@{self.hosts[host]}", "timeout 30 systemctl is-system-running --wait | grep -qE 'running|degraded'",
+        )  # fmt: skip
+        return True
+
+    def _ssh_arguments(self):
+        return f"-o UserKnownHostsFile={self._known_hosts()} -o StrictHostKeyChecking=yes"
 
     def _start_doubles(self, image_name):
         """The stand-in for a cloud LLM runs beside the hosts, in a container of its own."""
@@ -206,7 +221,7 @@ class Cluster:
         variables = {
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self._key()),
-            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self._known_hosts()} -o StrictHostKeyChecking=yes",
+            "ansible_ssh_common_args": self._ssh_arguments(),
             "gateway_token": _lookup(self.secret("gateway_token")),
             "redis_password": _lookup(self.secret("redis_password")),
             "sentinel_password": _lookup(self.secret("sentinel_password")),
@@ -245,9 +260,7 @@ def _hosts(listed, only):
 
 def _answers(address, port):
     try:
-        with socket.create_connection((address, port), timeout=1) as connection:
-            if port != 22:
-                return True
-            return connection.recv(4).startswith(b"SSH-")
+        with socket.create_connection((address, port), timeout=1):
+            return True
     except OSError:
         return False

@@ -54,15 +54,20 @@ def run_logged(command, log, show, **options):
 
 
 def wait_for(what, probe, seconds=120, interval=0.25):
-    """Call ``probe`` until it returns something true, and return that.
+    """Call ``probe`` until it returns something true, and return that; a :class:`LabError` of it counts as an answer.
 
     :raises LabError: after ``seconds``, with ``what`` and the last answer
     """
     deadline = time.monotonic() + seconds
     while True:
-        found = probe()
+        try:
+            found = probe()
+        except LabError as error:
+            found, answer = None, str(error)
+        else:
+            answer = repr(found)
         if found:
             return found
         if time.monotonic() > deadline:
-            raise LabError(f"{what}: not seen within {seconds} s (last: {found!r})")
+            raise LabError(f"{what}: not seen within {seconds} s (last: {answer})")
         time.sleep(interval)  # between two looks

@@ -3,7 +3,6 @@
 import os
 import pathlib
 import shlex
-import sys
 import time
 
 import pytest
@@ -11,7 +10,6 @@ import requests
 import testinfra
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 from plugins.module_utils.redis_access import passwords
 
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or "demo"

@@ -33,6 +33,8 @@ RUNS = {
     "passwords rotated": ("passwords rotated", 0, {"seconds": 120}),
     **{name: (name, 20, {"seconds": 40}) for name in FAULTS if name.startswith("provider ")},
 }
+#: Those of `make test`: each kind of what can go wrong (two writers, a gateway, Redis, a host, a provider) once.
+SMOKE = {"two clients in one conversation", "one webhook, two replicas", "gateway frozen", "redis primary killed", "hosts killed", "provider hang"}
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +42,7 @@ def cluster():
     return Cluster.of_lab(NAME)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.smoke] if name in SMOKE else []) for name in RUNS])
 def test_nothing_acknowledged_is_lost_doubled_or_reordered(cluster, name):
     fault, hold, changes = RUNS[name]
     options = LoadOptions(**{"conversations": CONVERSATIONS, "turns": TURNS, **changes})

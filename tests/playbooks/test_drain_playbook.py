@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +13,8 @@ import time
 
 import pytest
 import yaml
+
+from tests.ports import free_port
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HAPROXY = """
@@ -47,11 +48,6 @@ for name in words:
     found.append({{"replica": name, "changed": changed}})
 print(json.dumps(found))
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def until(condition, seconds=15):

@@ -1,12 +1,9 @@
 """Tests against the Redis servers of a running lab cluster: the Molecule scenario's, or $CLUSTER's."""
 
 import os
-import pathlib
-import sys
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or "redis"
 
 

@@ -14,11 +14,9 @@ class RedisServer:
     """One real redis-server on loopback, with its own directory; stopped by its pid."""
 
     def __init__(self, directory, *settings):
-        import socket  # here and below: ansible-test imports this file with the tools of each Python alone
+        from tests.ports import free_port  # here and below: ansible-test imports this file with the tools of each Python alone
 
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.directory, self.settings, self.process = pathlib.Path(directory), settings, None
         self.log = self.directory.parent / f"{self.directory.name}.log"
 

@@ -14,6 +14,8 @@ import time
 import urllib.error
 import urllib.request
 
+from tests.ports import free_port
+
 PACKAGE = pathlib.Path(__file__).resolve().parents[3] / "roles/agent/files"
 
 #: What stands in for systemd: a file with the blocks of `systemctl show`, or "hang".
@@ -24,11 +26,6 @@ while text == "hang":
     time.sleep(0.1)
 sys.stdout.write(text)
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def until(condition, seconds=10):

@@ -13,7 +13,9 @@ import urllib.error
 import urllib.request
 
 import pytest
-from agent_rig import free_port, until
+from agent_rig import until
+
+from tests.ports import free_port
 
 CONFIG = """
 global

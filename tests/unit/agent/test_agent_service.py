@@ -16,12 +16,14 @@ import threading
 import time
 
 import pytest
-from agent_rig import base_config, free_port, until
+from agent_rig import base_config, until
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from openclaw_agent import config, drain, probes
+
+from tests.ports import free_port
 
 
 def test_a_gateway_that_serves(agent):

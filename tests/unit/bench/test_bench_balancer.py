@@ -5,7 +5,6 @@ import json
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import threading
 import xml.etree.ElementTree
@@ -14,6 +13,7 @@ import pytest
 
 from tests.bench import balancer as bench
 from tests.bench import chart
+from tests.ports import free_port
 
 
 class Server:
@@ -141,8 +141,7 @@ def test_the_articles_settings_are_those_of_the_mission(server, tmp_path):
     program = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
     assert program, "nginx is not installed: run lab/bootstrap"
     behind = server()
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     text = bench.article_config("127.0.0.1", [{"address": "127.0.0.1", "port": behind.port}])
     for wanted in ("least_conn;", "max_fails=3 fail_timeout=15s", "proxy_next_upstream error timeout http_502 http_503;", "proxy_buffering off;"):
         assert wanted in text

@@ -13,6 +13,8 @@ import pytest
 
 import ollama_double
 
+from tests.ports import free_port
+
 INTERNAL = "<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>\nRuntime notes\n<<<END_OPENCLAW_INTERNAL_CONTEXT>>>"
 
 
@@ -342,8 +344,7 @@ def test_tools_are_called_and_then_answered_in_words(llm, call):
 
 
 def test_it_runs_as_a_program(call, until):
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as two:
-        port, control = one.getsockname()[1], two.getsockname()[1]
+    port, control = free_port(), free_port()
     program = subprocess.Popen(
         [
             sys.executable,

@@ -3,13 +3,14 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 
 import pytest
 
 import ollama_double
+
+from tests.ports import free_port
 
 
 def lines(raw):
@@ -89,8 +90,7 @@ def program(tmp_path):
     binary = tmp_path / "bin" / "ollama"
     binary.parent.mkdir()
     shutil.copy(ollama_double.__file__, binary)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     environment = os.environ | {
         "OLLAMA_HOST": f"127.0.0.1:{port}",
         "OLLAMA_MODELS": str(tmp_path / "models"),

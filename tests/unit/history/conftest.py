@@ -1,12 +1,10 @@
 """``tests.history`` for its unit tests, and its Go program, built once."""
 
 import pathlib
-import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
 
 
 @pytest.fixture(scope="session")

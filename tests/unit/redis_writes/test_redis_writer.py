@@ -1,7 +1,6 @@
 """What a client makes of the server's answers, and clients against a real server on loopback."""
 
 import dataclasses
-import socket
 import subprocess
 import time
 
@@ -11,6 +10,7 @@ import redis
 from tests.redis.checker import check
 from tests.redis.record import OK, REFUSED, UNKNOWN, Record
 from tests.redis.writer import Load, LoadOptions, judge
+from tests.ports import free_port
 
 
 @pytest.mark.parametrize(
@@ -47,9 +47,7 @@ class OneServer:
 
 @pytest.fixture
 def server(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", ""]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     client = redis.Redis(port=port, decode_responses=True)

@@ -32,6 +32,7 @@ from cryptography.x509.oid import NameOID
 
 from ansible_collections.openclaw.ha.plugins.module_utils import nginx_upstream
 from ansible_collections.openclaw.ha.plugins.module_utils.topology import build
+from tests.ports import free_port
 
 ROLE = pathlib.Path(__file__).resolve().parents[3] / "roles" / "balancer"
 STARTED = (200, {"ok": True, "status": "started"})
@@ -176,11 +177,6 @@ class Backend:
             for connection in self.connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def until(condition, seconds=10):

@@ -13,7 +13,9 @@ import threading
 import uuid
 
 import pytest
-from balancer_rig import STARTED, Agent, Backend, HAProxy, answer, authority, certificate, cluster, free_port, render, until
+from balancer_rig import STARTED, Agent, Backend, HAProxy, answer, authority, certificate, cluster, render, until
+
+from tests.ports import free_port
 
 KEY = {"Idempotency-Key": "k1"}
 

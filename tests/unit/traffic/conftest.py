@@ -4,7 +4,6 @@ import contextlib
 import http.server
 import json
 import pathlib
-import sys
 import threading
 import types
 import urllib.parse
@@ -12,7 +11,6 @@ import urllib.parse
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT))
 
 
 class SmallBalancer:

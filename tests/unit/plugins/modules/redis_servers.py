@@ -2,28 +2,16 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
 
 import redis
 
+from tests.ports import free_port
+
 NAME = "openclaw"
 SETTINGS = ("repl-diskless-sync-delay 0", "repl-ping-replica-period 1", "appendonly yes", "enable-debug-command yes")
-
-
-#: Each port is given once, so that two clusters of one run never meet.
-PORTS = iter(range(26000, 27000))
-
-
-def free_port():
-    """The next port that nobody listens on."""
-    for port in PORTS:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise AssertionError("no free port is left")
 
 
 def wait_for(what, probe, seconds=30):

@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.openclaw.ha.plugins.module_utils import nginx_upstream
 from ansible_collections.openclaw.ha.plugins.modules import balancer_server
+from tests.ports import free_port
 
 HAPROXY = """
 global
@@ -54,11 +55,6 @@ http {{
     }}
 }}
 """
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
 
 
 def until(condition, seconds=15):

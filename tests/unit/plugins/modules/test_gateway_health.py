@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from ansible_collections.openclaw.ha.plugins.modules import gateway_health
+from tests.ports import free_port
 
 STARTED = (200, {"ok": True, "status": "started"})
 STARTING = (503, {"ok": False, "status": "starting", "pendingReason": "startup-sidecars"})
@@ -80,11 +81,9 @@ def silent_port():
         yield listener.getsockname()[1]
 
 
-@pytest.fixture
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@pytest.fixture(name="free_port")
+def a_free_port():
+    return free_port()
 
 
 def test_opens_after_successes_in_a_row(gateway, gate):

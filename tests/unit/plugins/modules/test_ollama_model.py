@@ -17,6 +17,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3] / "doubles"))
 import ollama_double
 
 from ansible_collections.openclaw.ha.plugins.modules import ollama_model
+from tests.ports import free_port
 
 
 def run_command(command, environ_update):
@@ -104,8 +105,7 @@ def test_no_server(have):
 
 
 def test_it_waits_for_a_server_that_is_starting(have):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     late = []
     timer = threading.Timer(
         0.5,

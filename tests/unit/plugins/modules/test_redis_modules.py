@@ -1,22 +1,16 @@
 """sentinel_info and redis_config against a real primary, a real replica and a real Sentinel on loopback."""
 
 import shutil
-import socket
 import subprocess
 import time
 
 import pytest
 
 from ansible_collections.openclaw.ha.plugins.modules import redis_config, sentinel_info
+from tests.ports import free_port
 
 PASSWORD = "correct-horse"
 SENTINEL_PASSWORD = "battery-staple"
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_for(what, probe, seconds=20):

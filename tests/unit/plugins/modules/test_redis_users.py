@@ -11,7 +11,8 @@ import redis
 
 from ansible_collections.openclaw.ha.plugins.module_utils import redis_access, redis_client
 from ansible_collections.openclaw.ha.plugins.modules import redis_config, redis_users
-from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import free_port, wait_for
+from ansible_collections.openclaw.ha.tests.unit.plugins.modules.redis_servers import wait_for
+from tests.ports import free_port
 
 OLD = "old-secret-of-the-test"
 NEW = "new-secret-of-the-test"

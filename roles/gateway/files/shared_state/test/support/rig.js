@@ -4,6 +4,7 @@
 
 import { randomUUID } from "node:crypto";
 import { once } from "node:events";
+import { mkdtempSync, rmSync } from "node:fs";
 import fs from "node:fs/promises";
 import http from "node:http";
 import os from "node:os";
@@ -19,6 +20,9 @@ import { Recent } from "../../lib/recent.js";
 import { Replayer } from "../../lib/replay.js";
 import { Runtime } from "../../lib/runtime.js";
 import { Spool } from "../../lib/spool.js";
+
+const directories = mkdtempSync(path.join(os.tmpdir(), "shared-state-"));
+process.once("exit", () => rmSync(directories, { recursive: true, force: true }));
 
 /** The Redis that several replicas share: what the scripts do, in memory. `away` = it answers nobody. */
 export class FakeRedis {
@@ -127,7 +131,8 @@ export class FakeRedis {
   }
 }
 
-export const temporaryDirectory = () => fs.mkdtemp(path.join(os.tmpdir(), "shared-state-"));
+/** A new empty directory, gone when the process ends. */
+export const temporaryDirectory = () => fs.mkdtemp(path.join(directories, "_"));
 
 /** A replica without gateway and network. */
 export async function replica(redis, name, overrides = {}) {

@@ -1,6 +1,0 @@
-"""``tests.bench`` for its unit tests."""
-
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[3]))
