@@ -214,10 +214,17 @@ def act(one, parameters, check):
     if primary and parameters["skip_primary"]:
         return {**result, "changed": False, "msg": f"{one.label} is the primary; its turn comes last. {' '.join(why)}"}
     what = f"{one.label} ({role})" + (", which nobody can stand in for," if one.alone else "")
-    if primary:
-        result["switch"] = switch(one.cluster, leave=where(one.node), patience=parameters["wait"], dry=check)
+    left = []
+    try:
+        if primary:
+            result["switch"] = switch(one.cluster, leave=where(one.node), patience=parameters["wait"], dry=check)
+        elif check and not one.alone:
+            left = one.obstacles()
+    except Refused as refusal:
+        if not check:
+            raise
+        left = [str(refusal)]  # it would be waited for, and a dry run does not wait
     if check:
-        left = [] if primary or one.alone else one.obstacles()
         return {**result, "msg": " ".join([f"{what} would be restarted, as soon as nothing stands against it.", *why, *left])}
     left = [] if one.alone else one.wait(parameters["wait"])
     if left:

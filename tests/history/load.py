@@ -205,12 +205,11 @@ class Load:
         """One request. :returns: (attempt, seconds to wait before the next one; None: repeating it is no use)"""
         invoked = time.monotonic()
         via = url.removeprefix("http://")
-        headers = self._headers | {"Idempotency-Key": key}
-        address = f"{url}/api/v1/message"
+        headers = self._headers | {"Idempotency-Key": key, "X-Request-Id": key}
         if self.options.once:
-            address, headers["Connection"] = f"{address}?id={key}", "close"
+            headers["Connection"] = "close"
         try:
-            response = session.post(address, json=body, headers=headers, timeout=(CONNECT_TIMEOUT, timeout))
+            response = session.post(f"{url}/api/v1/message", json=body, headers=headers, timeout=(CONNECT_TIMEOUT, timeout))
         except requests.RequestException as error:
             outcome, kind = failure(error)
             return Attempt(invoked, time.monotonic(), via, outcome, error=kind), 0.25

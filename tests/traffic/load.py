@@ -143,7 +143,7 @@ class Traffic:
 
     def _get(self, name):
         """The route whose answer names the gateway: a balancer cannot have made it up."""
-        response = requests.get(f"{self._url}/api/v1/health", params={"id": name}, headers={"Connection": "close"}, timeout=(CONNECT_TIMEOUT, 10))
+        response = requests.get(f"{self._url}/api/v1/health", headers={"X-Request-Id": name, "Connection": "close"}, timeout=(CONNECT_TIMEOUT, 10))
         content = _json(response)
         first = response.elapsed.total_seconds()
         replica = content.get("replica") if response.status_code == 200 and isinstance(content, dict) else None
@@ -163,9 +163,8 @@ class Traffic:
         }
         response = requests.post(
             f"{self._url}/v1/chat/completions",
-            params={"id": name},
             json=body,
-            headers=self._headers,
+            headers=self._headers | {"X-Request-Id": name},
             timeout=(CONNECT_TIMEOUT, 60),
             stream=True,
         )

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which replica a request went to, from the balancers' logs: streams and failures do not say it themselves.
 
-Each request has its id in its address, so its line is found whatever else the log's format says. HAProxy names the last server that it
+Each request brings its id (X-Request-Id), and the balancers log it. HAProxy names the last server that it
 tried (``gateways/node1-1``) and counts retries, nginx lists each upstream address.
 """
 
@@ -13,7 +13,7 @@ import dataclasses
 import re
 import subprocess
 
-ID = re.compile(r"[?&]id=([\w-]+)")
+ID = re.compile(r" id=([\w-]+)")
 #: HAProxy's "actconn/feconn/beconn/srv_conn/retries" behind the state at the end; a plus says that another server was chosen.
 COUNTERS = re.compile(r" [\w-]{4} \d+/\d+/\d+/\d+/(\+?)(\d+) ")
 READ = """

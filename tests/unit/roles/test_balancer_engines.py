@@ -365,7 +365,7 @@ def test_nginx_logs_who_answered_and_how_long_it_took_but_no_query(nginx):
     assert running.ask("GET", "/x?token=secret").status == 200
     line = until((running.directory / "access").read_text)
     assert "secret" not in line
-    expected = rf'127.0.0.1 "GET /x HTTP/1.1" 200 \d+ [\d.]+ upstream=127.0.0.1:{running.backends[0].port} upstream_status=200 upstream_time=[\d.]+\n'
+    expected = rf'127.0.0.1 "GET /x HTTP/1.1" 200 \d+ [\d.]+ upstream=127.0.0.1:{running.backends[0].port} upstream_status=200 upstream_time=[\d.]+ id=\w{{32}}\n'
     assert re.fullmatch(expected, line)
 
 
@@ -630,6 +630,24 @@ def test_a_client_of_nginx_cannot_say_who_it_is_nor_speak_as_a_gateway(nginx):
     told = {name.lower(): value for name, value in headers}
     assert told["x-forwarded-for"] == "127.0.0.1" and told["x-forwarded-proto"] == "http" and told["host"] == "test:81"
     assert not {"x-real-ip", "forwarded", "x-forwarded-host", "x-openclaw-ha-forwarded"} & told.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [([], False), (["order-66.a:b_c"], True), (["a b"], False), (["x" * 129], False), ([""], False), (["a,b"], False), (["one", "two"], None)],
+)
+def test_a_request_has_one_name_everywhere(engine, given, kept):
+    running = engine(1)
+    for path, reached in (("/x", True), ("/api/v1/peer", False)):
+        with running.connect() as client:
+            client.sendall(f"GET {path} HTTP/1.1\r\nHost: test\r\n{''.join(f'X-Request-Id: {one}' + chr(13) + chr(10) for one in given)}\r\n".encode())
+            reply = answer(client)
+        name = reply.headers["X-Request-Id"]
+        # Of two, HAProxy keeps the last and nginx the first.
+        assert name in given if kept is not False else re.fullmatch(r"[0-9a-f-]{32,36}", name), name
+        if reached:
+            _identity, headers = running.backends[0].received[-1]
+            assert [value for header, value in headers if header.lower() == "x-request-id"] == [name]
 
 
 @pytest.mark.parametrize("path", ["/api/v1/peer", "/api/v1/peer/x", "/api/v1/%70eer"])

@@ -37,7 +37,7 @@ class SmallBalancer:
 
             def do_GET(self):
                 url = urllib.parse.urlsplit(self.path)
-                name = urllib.parse.parse_qs(url.query)["id"][0]
+                name = self.headers["X-Request-Id"]
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 balancer.seen.append((name, self.headers["Connection"], self.headers["Idempotency-Key"]))
                 failure = balancer.planted(name)

@@ -159,7 +159,7 @@ REPLICAS = [
     {"id": "node1-10", "address": "198.18.0.1", "port": 1878},
     {"id": "node2-1", "address": "198.18.0.11", "port": 18789},
 ]
-HAPROXY = '198.18.0.9:40598 [25/Nov/2026:22:21:42.924] openclaw gateways/{} 0/0/14/24/38 {} 413 - - {} 12/12/11/2/{} 0/0 "POST /api/v1/message?id={} HTTP/1.1"'
+HAPROXY = '198.18.0.9:40598 [25/Nov/2026:22:21:42.924] openclaw gateways/{} 0/0/14/24/38 {} 413 - - {} 12/12/11/2/{} 0/0 "POST /api/v1/message HTTP/1.1" id={}'
 
 
 @pytest.mark.parametrize(
@@ -170,8 +170,8 @@ HAPROXY = '198.18.0.9:40598 [25/Nov/2026:22:21:42.924] openclaw gateways/{} 0/0/
         (HAPROXY.format("node2-1", 200, "----", "+1", "x"), (("node2-1",), True)),
         (HAPROXY.format("node2-1", 502, "SH--", "2", "x"), (("node2-1",), True)),
         (HAPROXY.format("<NOSRV>", 503, "SC--", "0", "x"), ((), False)),
-        ('"GET /api/v1/health?id=x HTTP/1.1" 200 upstream=198.18.0.11:18789 time=0.004', (("node2-1",), False)),
-        ('"GET /api/v1/health?id=x HTTP/1.1" 200 upstream=198.18.0.1:18789, 198.18.0.11:18789 time=5.0, 0.1', (("node1-1", "node2-1"), True)),
+        ('"GET /api/v1/health HTTP/1.1" 200 upstream=198.18.0.11:18789 upstream_time=0.004 id=x', (("node2-1",), False)),
+        ('"GET /api/v1/health HTTP/1.1" 200 upstream=198.18.0.1:18789, 198.18.0.11:18789 upstream_time=5.0, 0.1 id=x', (("node1-1", "node2-1"), True)),
     ],
 )
 def test_which_replicas_a_line_names(line, found):

@@ -133,6 +133,10 @@ def test_a_restart_is_refused_while_another_is_away(restart, settled, cluster):
         done = restart(cluster, asked, changed=True, wait=0)
         assert done["failed"] and f"Redis on {away}" in done["msg"] and "Not restarted." in done["msg"]
         assert done["verbs"] == []
+        # A dry run refuses nothing: it says what would be waited for.
+        for host in (asked, primary):
+            dry = restart(cluster, host, check=True, changed=True)
+            assert dry["changed"] and not dry["failed"] and f"Redis on {away}" in dry["msg"] and dry["verbs"] == [], dry
     finally:
         cluster.run(away)
     settled()
