@@ -365,7 +365,10 @@ def test_nginx_logs_who_answered_and_how_long_it_took_but_no_query(nginx):
     assert running.ask("GET", "/x?token=secret").status == 200
     line = until((running.directory / "access").read_text)
     assert "secret" not in line
-    expected = rf'127.0.0.1 "GET /x HTTP/1.1" 200 \d+ [\d.]+ upstream=127.0.0.1:{running.backends[0].port} upstream_status=200 upstream_time=[\d.]+ id=\w{{32}}\n'
+    expected = (
+        rf'127.0.0.1 "GET /x HTTP/1.1" 200 \d+ [\d.]+ upstream=127.0.0.1:{running.backends[0].port} '
+        r"upstream_status=200 upstream_time=[\d.]+ id=\w{32}\n"
+    )
     assert re.fullmatch(expected, line)
 
 
