@@ -76,6 +76,8 @@ class Cluster:
             run("docker", "network", "create", "--label", LABEL, "--subnet", self.network, self.prefix)
         running = run("docker", "ps", "--filter", f"network={self.prefix}", "--format", "{{.Names}}").split()
         missing = [host for host in self.hosts if self.container(host) not in running]
+        if running and not self._known_hosts().exists():
+            raise LabError(f"the hosts of {self.name} are those of another checkout: remove them with `python -m lab destroy {self.name}`, here or there")
         doubles = not self.group and f"{self.prefix}-doubles" not in running
         name = image.ensure(self.suite, caches=not self.group) if missing or doubles else None
         for host in missing:
@@ -105,6 +107,7 @@ class Cluster:
 
     def _start_host(self, image_name, host):
         """Start a systemd host. Capabilities are dropped that could reach the machine itself, its clock above all."""
+        run("docker", "rm", "--force", "--volumes", self.container(host), check=False)  # one that a restart of the machine has stopped
         run(
             "docker", "run", "--detach", "--name", self.container(host), "--hostname", host, "--label", LABEL,
             "--network", self.prefix, "--ip", self.hosts[host],
