@@ -16,6 +16,8 @@ from lab.cluster import LABEL
 from lab.cluster import Cluster as LabCluster
 from lab.demo import playbook
 from lab.shell import LabError, run
+from tests.history.faults import execute
+from tests.redis.playbook import run as play
 from tests.traffic.evidence import KINDS
 from tests.traffic.load import Traffic, TrafficOptions
 from tests.traffic.report import report
@@ -215,3 +217,28 @@ def test_a_bad_certificate_is_refused_and_the_balancer_goes_on(cluster, others, 
     settings = json.dumps({"balancer_tls": True, "balancer_plain": "serve", "balancer_certificates": [{"name": "edge", **files}]})
     with pytest.raises(LabError):
         playbook(LabCluster(cluster.name), "site", "--limit", "openclaw_balancers,localhost", "--extra-vars", settings)
+
+
+# ---- a run that ends before it is done
+
+
+def test_a_run_makes_good_what_one_that_died_before_the_reload_has_left(cluster, others):
+    """Its files are as they should be, so no task changes them again and notifies a handler: what runs is older than they are."""
+    host = cluster.topology["balancers"][0]["host"]
+    limit = f"--limit={host},localhost"
+    files = {"haproxy.service": "/etc/haproxy/haproxy.cfg", "keepalived.service": "/etc/keepalived/keepalived.conf"}
+
+    def since():
+        show = ("systemctl", "show", "--timestamp=us+utc", "--property=StateChangeTimestamp", "--value")
+        return {unit: execute(cluster, host, *show, unit) for unit in files}
+
+    assert not play(cluster.name, "site", limit).changed[host]
+    before = since()
+    for path in files.values():
+        execute(cluster, host, "touch", path)
+    played = play(cluster.name, "site", limit)
+    reloaded = since()
+    assert all(reloaded[unit] != before[unit] for unit in files), played.output[-3000:]
+    played = play(cluster.name, "site", limit)
+    assert not played.changed[host], played.changes
+    assert since() == reloaded

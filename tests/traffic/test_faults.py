@@ -40,6 +40,15 @@ assert RUNS.keys() == FAULTS.keys()
 NONE = {"get": 0, "message": 0, "stream": 0}
 #: What an engine has no part in is not repeated with the other one.
 NGINX = ("none", "replica killed", "two of three killed", "replica frozen", "drain, restart, ready", "balancer killed", "one replica more and less")
+#: Those of `make test`, with HAProxy: a replica that dies, one that is taken out in good order, and a host with all that runs on it.
+SMOKE = ("replica killed", "drain, restart, ready", "balancer's host killed")
+
+
+def runs():
+    """(engine, fault) of each test."""
+    for chosen, names in (("haproxy", RUNS), ("nginx", NGINX)):
+        for name in names:
+            yield pytest.param(chosen, name, marks=[pytest.mark.smoke] if chosen == "haproxy" and name in SMOKE else [])
 
 
 def verdicts(cluster):
@@ -60,9 +69,7 @@ def balanced_by(request, cluster):
             yield request.param
 
 
-@pytest.mark.parametrize(
-    ("balanced_by", "name"), [*(("haproxy", name) for name in RUNS), *(("nginx", name) for name in NGINX)], indirect=["balanced_by"]
-)
+@pytest.mark.parametrize(("balanced_by", "name"), runs(), indirect=["balanced_by"])
 def test_what_clients_see(cluster, evidence_directory, balanced_by, name):
     """One test a fault: what issue 5 asks of it."""
     hold, seconds = RUNS[name]
