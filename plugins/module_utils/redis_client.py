@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import socket
 import ssl
 import traceback
@@ -68,7 +69,14 @@ def connect(node, access, timeout):
         # Newer versions of the library retry by themselves, for seconds; whoever asks here decides how long to go on.
         retry=Retry(NoBackoff(), 0),
         decode_responses=True,
+        **_unnamed(),
     )
+
+
+def _unnamed():
+    """Keeps newer versions of the library from telling the server its own name and version: the users may not send that."""
+    known = inspect.signature(redis.Redis.__init__).parameters
+    return {"driver_info": None} if "driver_info" in known else {"lib_name": None, "lib_version": None} if "lib_name" in known else {}
 
 
 def served_certificate(node, access, timeout):

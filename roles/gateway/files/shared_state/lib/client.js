@@ -2,7 +2,14 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import { Redis } from "ioredis";
+import { Redis, SentinelConnector } from "ioredis";
+
+/** ioredis keeps `disableClientInfo` from its connections to Sentinels, where the user may not send it either. */
+class QuietSentinelConnector extends SentinelConnector {
+  connectToSentinel(endpoint, options) {
+    return super.connectToSentinel(endpoint, { disableClientInfo: true, ...options });
+  }
+}
 
 /**
  * Options for ioredis, measured under kill -9 and SIGSTOP of the primary: commands time out instead of queueing,
@@ -37,6 +44,7 @@ export function redisOptions(config) {
     sentinelCommandTimeout: config.commandTimeoutMs,
     sentinelRetryStrategy: backoff,
     failoverDetector: true,
+    Connector: QuietSentinelConnector,
   };
 }
 

@@ -268,6 +268,9 @@ test("Sentinels are reached as their own user, over TLS when Redis is", () => {
   assert.deepEqual([options.username, options.sentinelUsername, options.sentinelPassword], ["app", "client", "p"]);
   assert.equal(options.enableTLSForSentinelMode, true);
   assert.equal(options.sentinelTLS, options.tls);
+  // Neither Redis nor a Sentinel is told which library this is: the users may not say it.
+  const sentinel = new options.Connector(options).connectToSentinel({ host: "127.0.0.1", port: 1 }, { lazyConnect: true });
+  assert.deepEqual([options.disableClientInfo, sentinel.options.disableClientInfo], [true, true]);
   const plain = redisOptions({ ...config, tls: undefined });
   assert.deepEqual([plain.enableTLSForSentinelMode, plain.sentinelTLS, "tls" in plain], [false, undefined, false]);
 });
