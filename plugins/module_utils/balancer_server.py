@@ -89,8 +89,8 @@ def servers(stat, state, older):
         found[name] = Server(
             state=set_state(int(row["srv_admin_state"])),
             status=seen["status"],
-            # A replica without a check is "no check".
-            takes=seen["status"].startswith(("UP", "no check")),
+            # A replica without a check is "no check"; one that its agent keeps out is UP, with a weight of 0.
+            takes=seen["status"].startswith(("UP", "no check")) and seen["weight"] != "0",
             sessions=int(seen["scur"] or 0) + int(seen["qcur"] or 0) + left,
             older=left,
         )

@@ -230,6 +230,7 @@ def balancers_apart(cluster):
         for balancer in balancers:
             peers = [other["address"] for other in balancers if other["host"] != balancer["host"]]
             stack.enter_context(deaf(cluster, balancer["host"], peers))
+        wait_for("a holder on either side", lambda: len(holders(cluster)) == len(balancers), 30)
         yield Broken(at, balancer=held)
     one_holder(cluster)
 

@@ -11,6 +11,7 @@ Before a fresh start the agents are asked, all at once: HAProxy itself would sen
 its agent for the first time. What cannot be asked within a second starts like all others.
 """
 
+import contextlib
 import concurrent.futures
 import os
 import socket
@@ -86,9 +87,15 @@ def main(config, source, target):
         except OSError as error:
             print(f"no server states are kept over this reload: {error}", file=sys.stderr)
             states = keep("", text)
-    with open(f"{target}.new", "w", encoding="utf-8") as file:
-        file.write(states)
-    os.replace(f"{target}.new", target)
+    try:
+        with open(f"{target}.new", "w", encoding="utf-8") as file:
+            file.write(states)
+        os.replace(f"{target}.new", target)
+    except OSError as error:  # HAProxy goes on without them, and without old ones
+        print(f"no server states are kept: {error}", file=sys.stderr)
+        for path in (f"{target}.new", target):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 if __name__ == "__main__":

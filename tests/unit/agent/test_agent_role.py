@@ -79,3 +79,9 @@ def test_what_listens_has_no_rights_and_what_reads_everything_has_no_network():
         assert {"User=openclaw-agent", "NoNewPrivileges=yes", "ProtectSystem=strict"} <= set(lines)
     assert {"CapabilityBoundingSet=", "AmbientCapabilities="} <= set(service)
     assert {"CapabilityBoundingSet=CAP_DAC_READ_SEARCH", "PrivateNetwork=yes"} <= set(certificates)
+
+
+def test_the_clock_may_be_read():
+    """Later lines of a filter take out what earlier ones let in, and the group @privileged has adjtimex in it."""
+    filters = [line.partition("=")[2].split() for line in unit(templar(), UNITS[0]).splitlines() if line.startswith("SystemCallFilter=")]
+    assert filters[-1] == ["adjtimex", "clock_adjtime"]

@@ -334,6 +334,20 @@ def test_only_states_of_unmoved_servers_are_kept():
     assert save_state().keep("", config) == "1\n"
 
 
+def test_a_state_that_cannot_be_written_holds_nothing_up_and_leaves_no_old_one(tmp_path, capsys, monkeypatch):
+    (tmp_path / "cfg").write_text("backend gateways\n")
+    (tmp_path / "state").write_text(STATE)
+    module = save_state()
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "replace", full)
+    module.main(str(tmp_path / "cfg"), str(tmp_path / "absent"), str(tmp_path / "state"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cfg"]
+    assert "No space left on device" in capsys.readouterr().err
+
+
 def test_without_an_old_process_a_fresh_state_is_written(tmp_path, capsys):
     (tmp_path / "cfg").write_text("backend gateways\n")
     (tmp_path / "state").write_text(STATE)
