@@ -70,4 +70,4 @@ def wait_for(what, probe, seconds=120, interval=0.25):
             return found
         if time.monotonic() > deadline:
             raise LabError(f"{what}: not seen within {seconds} s (last: {answer})")
-        time.sleep(interval)  # between two looks
+        time.sleep(interval)  # between two looks, until the deadline above

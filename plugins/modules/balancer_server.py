@@ -312,7 +312,7 @@ class Nginx:
                 return
             if time.monotonic() > deadline:
                 raise BalancerError(f"nginx has not taken the reload within {RELOAD} s; see journalctl -u nginx.")
-            time.sleep(0.05)  # between two looks
+            time.sleep(0.05)  # between two looks, until the deadline above
 
     def cut(self, name):
         raise BalancerError(f"nginx cannot cut the sessions of {name} alone.")
@@ -345,7 +345,7 @@ def settle(engine, names, wanted, deadline, cut, interval):
                 pending.remove(name)
                 results[name].update(after=view[name].state, sessions_after=view[name].sessions, seconds=round(waited, 2))
         if pending:
-            time.sleep(interval)  # between two looks
+            time.sleep(interval)  # between two looks; next_step ends each replica at its deadline
             view = engine.look()
     return list(results.values()), failures
 

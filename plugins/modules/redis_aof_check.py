@@ -210,7 +210,7 @@ def examine(module, directory, folder, filename, in_use):
             break
         before = findings
         if in_use:
-            time.sleep(0.1)  # between two looks
+            time.sleep(0.1)  # a rewrite may be at work: the same finding twice is true, and the number of looks is bounded
     return seen, findings
 
 

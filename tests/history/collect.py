@@ -90,7 +90,7 @@ def settle(cluster, client, run, channel="web", seconds=120):
         waiting = _unsettled(cluster, client, run, channel)
         if not waiting or time.monotonic() > deadline:
             return waiting
-        time.sleep(0.5)  # between two looks
+        time.sleep(0.5)  # between two looks, until the deadline above
 
 
 def _unsettled(cluster, client, run, channel):

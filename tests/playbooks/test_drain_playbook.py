@@ -238,3 +238,25 @@ def test_the_last_replica_is_drained_by_force_only(rig):
     assert code != 0 and "drain is nobody; it must be a host with replicas or a replica: node1, node2, node1-1, node2-1." in printed
     code, printed = rig.play("-e", "drain=node1", "-e", "drain_force=true")
     assert code == 0 and [path.name for path in rig.switches.iterdir()] == ["node1-1"], printed
+
+
+def test_a_balancer_that_is_down_is_an_error_after_all_others_have_been_told(rig):
+    rig.processes[0].terminate()
+    rig.processes[0].wait(10)
+    code, printed = rig.play("-e", "drain=node1")
+    assert code != 0 and "fatal: [node1]" in printed and "node1.sock" in printed, printed
+    assert [path.name for path in rig.switches.iterdir()] == ["node1-1"] and rig.nodes("node2") == {"node2"}
+
+
+def test_a_host_that_cannot_be_reached_is_left_out_by_the_balancers_and_not_sent_to_again(rig):
+    path = rig.directory / "inventory.yml"
+    inventory = yaml.safe_load(path.read_text())["openclaw"]
+    inventory["hosts"]["node2"] |= {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": free_port()}
+    del inventory["children"]["openclaw_balancers"]["hosts"]["node2"]
+    path.write_text(yaml.safe_dump({"openclaw": inventory}))
+    _code, printed = rig.play("-e", "drain=node2")
+    assert "drained, 0 -> 0" in printed and "no answer" in printed, printed
+    assert rig.nodes("node1") == {"node1"}
+    code, printed = rig.play("-e", "drain=node2", "-e", "drain_state=ready")
+    assert code != 0 and "node2: not reachable or not healthy, so the balancers leave its replicas out as before." in printed, printed
+    assert rig.nodes("node1") == {"node1"}
