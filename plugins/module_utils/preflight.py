@@ -158,6 +158,8 @@ def _addresses(cluster):
             continue
         if address.version != 4 and "openclaw_gateways" in host["groups"]:
             yield _say(subject, text, "an IPv4 address, as a gateway listens on no other", remedy)
+        elif address.version != 4 and "openclaw_balancers" in host["groups"]:
+            yield _say(subject, text, "an IPv4 address, as the balancers' configurations know no other", remedy)
         elif address.is_unspecified or address.is_multicast:
             yield _say(subject, text, "the address of one host", remedy)
         elif address.is_loopback and len(hosts) > 1:
@@ -192,9 +194,10 @@ def _ports(cluster):
         ("balancer_tls_port", "balancer's TLS", node["host"], node["tls_port"], 1) for node in topology["balancers"] if node["tls_port"] is not None
     ]
     for host in cluster.members("openclaw_balancers"):
-        port = cluster.settings[host].get("balancer_peers_port")
-        if isinstance(port, int) and port:
-            services.append(("balancer_peers_port", "balancers among themselves", host, port, 1))
+        for variable, label in (("balancer_peers_port", "balancers among themselves"), ("balancer_metrics_port", "balancer's metrics")):
+            port = cluster.settings[host].get(variable)
+            if isinstance(port, int) and port:
+                services.append((variable, label, host, port, 1))
     for variable, label, host, port, width in dict.fromkeys((*replicas, *services)):
         if not 1 <= port <= 65536 - width:
             yield _say(f"{host}: {variable}", f"port {port} for the {label}", f"1 to {65536 - width}", "correct it")
@@ -687,15 +690,22 @@ def _certificates_end(cluster):
 
 
 def _long_turns(cluster):
-    """nginx gives up on a replica that says nothing for 60 s; a turn may take longer."""
+    """A balancer gives up on a replica that says nothing for so long; a turn may take longer."""
     longest = max((cluster.settings[host].get("gateway_turn_timeout") or 0 for host in cluster.members("openclaw_gateways")), default=0)
 
-    def check(host, value):
+    def nginx(host, value):
         if value == "nginx" and longest > NGINX_READ_TIMEOUT:
             found = f"nginx, which answers 504 after {NGINX_READ_TIMEOUT} s of silence, and turns of up to {longest} s"
             yield _say("balancer_engine", found, "any, but better haproxy", f"change it, or lower gateway_turn_timeout to {NGINX_READ_TIMEOUT} or less")
 
-    return cluster.judge("balancer_engine", cluster.members("openclaw_balancers"), check)
+    def haproxy(host, value):
+        if cluster.settings[host].get("balancer_engine") != "nginx" and isinstance(value, int) and value < longest:
+            found = f"{value} s, after which a silent turn is answered with 504, and turns of up to {longest} s"
+            yield _say("balancer_timeout_server", found, f"any, but better {longest} or more", "raise it, or lower gateway_turn_timeout")
+
+    hosts = cluster.members("openclaw_balancers")
+    yield from cluster.judge("balancer_engine", hosts, nginx)
+    yield from cluster.judge("balancer_timeout_server", hosts, haproxy)
 
 
 def _vip_alone(cluster):

@@ -74,15 +74,47 @@ def vips_of(topology, answers):
     return rows, problems
 
 
+def balancers_of(topology, answers, draining):
+    """Rows about the balancers, and sentences about those that keep requests from a replica without its agent's being the reason.
+
+    :param answers: as in :func:`status`; ``balancer`` is what ``balancer_server`` returned
+    :param draining: ids of the replicas that their agents drain
+    """
+    rows, problems = [], []
+    for node in topology["balancers"]:
+        said = (answers.get(node["host"]) or {}).get("balancer") or {}
+        servers = said.get("servers")
+        if servers is None and said.get("msg"):
+            problems.append(f"{node['host']}: balancer: {said['msg']}")
+        here = [one["id"] for one in topology["replicas"] if one["datacenter"] == node["datacenter"]]
+        known = {server["id"]: server for server in servers or []}
+        # nginx knows only after trying.
+        sends = [name for name in here if name in known and known[name]["takes"] is not False]
+        kept = {name: (f"{known[name]['state']}, {known[name]['status']}" if name in known else "not in its list") for name in here if name not in sends}
+        rows.append({"host": node["host"], "engine": node["engine"], "answers": servers is not None, "sends": sends, "kept": kept if servers is not None else {}})
+        if servers is None:
+            continue
+        for name, why in kept.items():
+            state = known.get(name, {}).get("state")
+            if state is None:
+                problems.append(f"{name}: {node['host']} does not know it; run site.yml.")
+            elif state != "ready" and name not in draining:
+                problems.append(f"{name}: {state} on the balancer {node['host']} alone; playbooks/drain.yml -e drain={name} -e drain_state=ready brings it back.")
+            elif state == "ready" and name not in draining:
+                problems.append(f"{name}: gets no requests from the balancer {node['host']} ({why}).")
+    return rows, problems
+
+
 def status(topology, answers):
     """One status of the whole cluster.
 
     :param topology: the fact ``topology_cluster``
     :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
         :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of
-        ``sentinel_info``), ``aof`` (result of ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``) and ``vip`` (see :func:`vips_of`),
-        each absent when the host did not answer
-    :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``vips``, ``redis`` and ``sentinels`` (lists of rows)
+        ``sentinel_info``), ``aof`` (result of ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``), ``balancer`` (result of
+        ``balancer_server`` for no replicas) and ``vip`` (see :func:`vips_of`), each absent when the host did not answer
+    :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``balancers``, ``vips``, ``redis`` and ``sentinels``
+        (lists of rows)
     """
     hosts, problems = [], []
     for name, host in topology["hosts"].items():
@@ -107,6 +139,9 @@ def status(topology, answers):
             problems.append(f"{replica['id']}: {drained(verdict['drain'])}.")
         problems += [f"{replica['id']}: {problem}." for problem in verdict["problems"]]
 
+    balancers, wrong = balancers_of(topology, answers, {one["id"] for one in replicas if one["verdict"]["drain"]})
+    problems += wrong
+
     view = next((answer["redis"] for answer in answers.values() if (answer or {}).get("redis", {}).get("state")), None)
     if view is None:
         problems.append("No Redis host could be asked about Redis and Sentinel.")
@@ -125,6 +160,7 @@ def status(topology, answers):
         "problems": problems,
         "hosts": hosts,
         "replicas": replicas,
+        "balancers": balancers,
         "vips": vips,
         "primary": view["primary"],
         "redis": redis,
@@ -177,6 +213,8 @@ def table(found):
             for row in found["replicas"]
         ]
     )
+    if found["balancers"]:
+        lines += [""] + columns([("BALANCER", "ENGINE", "SENDS TO", "NOT TO")] + [_balancer_row(row) for row in found["balancers"]])
     if found["vips"]:
         rows = [(row["address"], row["datacenter"], " ".join(row["holders"]) or ("?" if row["silent"] else "nobody")) for row in found["vips"]]
         lines += [""] + columns([("VIRTUAL ADDRESS", "DATACENTER", "HELD BY"), *rows])
@@ -189,6 +227,12 @@ def columns(rows):
     """Rows of texts as aligned lines."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+
+
+def _balancer_row(row):
+    if not row["answers"]:
+        return (row["host"], row["engine"], "?", "no answer")
+    return (row["host"], row["engine"], " ".join(row["sends"]) or "nobody", "; ".join(f"{name} ({why})" for name, why in row["kept"].items()) or "-")
 
 
 def _redis_row(row):

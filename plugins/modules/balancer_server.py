@@ -134,6 +134,7 @@ from ansible_collections.openclaw.ha.plugins.module_utils.balancer_server import
     states,
     unknown,
 )
+from ansible_collections.openclaw.ha.plugins.module_utils.processes import EXACT, children, named, parent, started, text_of
 
 #: Seconds for one answer on HAProxy's socket, and for nginx to have taken a reload.
 ANSWER = 5
@@ -142,26 +143,6 @@ RELOAD = 15
 
 class BalancerError(RuntimeError):
     """The balancer cannot be asked or does not do as it is told; the text says why and what to do."""
-
-
-def text_of(path, default=""):
-    """Text of a file, ``default`` where there is none."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read()
-    except OSError:
-        return default
-
-
-def processes(name):
-    """Numbers of this host's processes with a program name."""
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit() and text_of(f"/proc/{entry}/comm").strip() == name]
-
-
-def parent(process):
-    """Number of a process's parent, None where it has ended."""
-    fields = text_of(f"/proc/{process}/stat").rpartition(")")[2].split()
-    return int(fields[1]) if fields else None
 
 
 def inodes(process):
@@ -206,7 +187,7 @@ class Haproxy:
             raise BalancerError(f"{self.path}: HAProxy has no servers in a backend {BACKEND} ({state.strip() or 'no answer'}).")
         own = pid(self.ask("show info"))
         # What a reload leaves behind has the same master.
-        older = [process for process in processes("haproxy") if process != own and parent(process) == parent(own)]
+        older = [process for process in named("haproxy") if process != own and parent(process) == parent(own)]
         held = set().union(*(inodes(process) for process in older))
         table = text_of("/proc/net/tcp")
         return servers(self.ask("show stat"), state, lambda address, port: len(established(table, address, port) & held))
@@ -246,12 +227,7 @@ class Nginx:
 
     def workers(self):
         """Numbers of the master's workers; True for those that take new requests."""
-        master = self.master()
-        found = {}
-        for process in processes("nginx"):
-            if parent(process) == master:
-                found[process] = "shutting down" not in text_of(f"/proc/{process}/cmdline")
-        return found
+        return {process: "shutting down" not in text_of(f"/proc/{process}/cmdline") for process in children(self.master())}
 
     def drained(self):
         return nginx_upstream.ids(text_of(self.drained_file))
@@ -294,11 +270,8 @@ class Nginx:
 
     def is_stale(self):
         """Whether the list was written after the workers were started: a run was interrupted before its reload."""
-        started = [int(text_of(f"/proc/{process}/stat").rpartition(")")[2].split()[19]) for process, active in self.workers().items() if active]
-        boot = next(int(line.split()[1]) for line in text_of("/proc/stat").splitlines() if line.startswith("btime "))
-        newest = boot + max(started, default=0) / os.sysconf("SC_CLK_TCK")
-        # The kernel tells the time of the boot in whole seconds.
-        return os.path.exists(self.upstream_file) and os.stat(self.upstream_file).st_mtime > newest + 2
+        newest = max((started(process) or 0 for process, active in self.workers().items() if active), default=0)
+        return os.path.exists(self.upstream_file) and os.stat(self.upstream_file).st_mtime > newest + EXACT
 
     def reload(self):
         before = set(self.workers())

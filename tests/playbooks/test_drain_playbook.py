@@ -29,7 +29,7 @@ frontend openclaw
     bind 127.0.0.1:{port}
     default_backend gateways
 backend gateways
-    balance leastconn
+    balance roundrobin
     default-server check inter 200ms
 {servers}
 """
@@ -238,6 +238,12 @@ def test_the_last_replica_is_drained_by_force_only(rig):
     assert code != 0 and "drain is nobody; it must be a host with replicas or a replica: node1, node2, node1-1, node2-1." in printed
     code, printed = rig.play("-e", "drain=node1", "-e", "drain_force=true")
     assert code == 0 and [path.name for path in rig.switches.iterdir()] == ["node1-1"], printed
+
+
+def test_a_limit_is_refused_because_it_would_leave_balancers_untold(rig):
+    code, printed = rig.play("-e", "drain=node1", "--limit", "node1,localhost")
+    assert code != 0 and "--limit node1,localhost: drain.yml has to tell all balancers and agents" in printed, printed
+    assert not list(rig.switches.iterdir())
 
 
 def test_a_balancer_that_is_down_is_an_error_after_all_others_have_been_told(rig):

@@ -19,6 +19,7 @@ COLUMNS = ("fault", "engine", "GETs sent / failed", "messages sent / failed / do
 class Visit:
     """A fault: when it came, when its repair began, when that was seen to be done, and which replicas it made sick.
 
+    ``broke``: when it had come for certain; a process is killed some time between ``began`` and this.
     ``changes``: [moment, replica, state, weight] whenever the balancer changed its mind, from before the load on; empty with nginx.
     """
 
@@ -28,6 +29,7 @@ class Visit:
     healed: float
     replicas: tuple[str, ...] = ()
     changes: tuple[list, ...] = ()
+    broke: float = 0.0
 
 
 def percentile(values, share):
@@ -45,8 +47,16 @@ def longest_gap(requests):
     return max((later - earlier, earlier) for earlier, later in zip(moments, moments[1:], strict=False))
 
 
+def was_in_flight(request, visit):
+    """Whether a stream was lost on a replica that had it when it became sick, before a byte of the answer: cut as much as one that had begun."""
+    if visit is None or request.kind != STREAM or request.outcome != FAILED or request.replica not in visit.replicas:
+        return False
+    return request.began <= max(visit.began, visit.broke) and visit.began <= request.ended
+
+
 def of_kind(requests, visit=None):
     """Figures of one kind of requests; times in seconds."""
+    requests = [dataclasses.replace(one, outcome=CUT) if was_in_flight(one, visit) else one for one in requests]
     good = [one for one in requests if one.outcome == OK]
     gap, gap_began = longest_gap(requests)
     return {

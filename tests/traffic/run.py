@@ -65,6 +65,7 @@ def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambd
         try:
             _pass(timing.before)
             with fault(cluster) as broken:
+                broke = time.monotonic()
                 _pass(timing.hold)
                 seen = look(cluster)
                 repaired = time.monotonic()
@@ -75,7 +76,7 @@ def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambd
             load.stop()
             sent, operations = load.join()
             evidence.write(directory / "requests.jsonl", sent)  # it may be all that a run leaves
-    visit = Visit(name, broken.at, repaired, healed, broken.replicas, tuple(changes)) if fault is not faults.nothing else None
+    visit = Visit(name, broken.at, repaired, healed, broken.replicas, tuple(changes), broke) if fault is not faults.nothing else None
     sent = logs.add(sent, logs.lines(cluster, load.run, since), cluster.topology["replicas"])
     evidence.write(directory / "requests.jsonl", sent)
     client = cluster.redis()

@@ -1,7 +1,9 @@
 # Copyright: the openclaw.ha contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Whether this balancer may hold the virtual address: check_balancer.py LOCAL-URL [PEER-URL ...]
+"""Whether this balancer may hold the virtual address: check_balancer.py SECONDS LOCAL-URL [PEER-URL ...]
+
+SECONDS are given to the local balancer.
 
 Keepalived runs it once a second. Exit status 0: it may; 1: another balancer is better off, so the address has to go there.
 As long as no other one is better off the address stays: with all replicas gone, clients shall get an answer that says so.
@@ -12,8 +14,8 @@ import sys
 import time
 
 SERVES, EMPTY, SILENT = 2, 1, 0
-#: Seconds for the local balancer, and for all peers together. Both are less than keepalived's own limit.
-LOCAL, PEERS = 0.5, 1.5
+#: Seconds for all peers together. With those for the local balancer they are less than keepalived's own limit.
+PEERS = 1.2
 
 
 def state(url, seconds):
@@ -47,11 +49,11 @@ def state(url, seconds):
     return SERVES if words[1] == b"200" else EMPTY
 
 
-def may_hold(local, peers, ask=state):
+def may_hold(seconds, local, peers, ask=state):
     """Whether no peer is better off. They are asked only while something is wrong here."""
-    own = ask(local, LOCAL)
+    own = ask(local, seconds)
     return own == SERVES or not any(ask(peer, PEERS / len(peers)) > own for peer in peers)
 
 
 if __name__ == "__main__":
-    sys.exit(0 if may_hold(sys.argv[1], sys.argv[2:]) else 1)
+    sys.exit(0 if may_hold(float(sys.argv[1]), sys.argv[2], sys.argv[3:]) else 1)

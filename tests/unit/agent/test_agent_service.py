@@ -21,7 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from openclaw_agent import config, drain, probes
+from openclaw_agent import checks, config, drain, probes
 
 from tests.ports import free_port
 
@@ -145,7 +145,11 @@ def test_the_kernels_clock_can_be_read():
 
 def test_the_clock_is_a_check(agent):
     running = agent(clock=True)
-    assert until(lambda: running.verdict()[1]["checks"]["clock"] in (True, False))
+    judged = checks.clock(probes.clock(), running.config["clock_max_offset"])
+    until(lambda: running.verdict()[1]["checks"]["clock"] is not None)
+    body = running.verdict()[1]
+    assert body["checks"]["clock"] is judged.ok
+    assert any("clock: " in problem for problem in body["problems"]) is not judged.ok
 
 
 # --- the switch

@@ -6,15 +6,19 @@ import contextlib
 import json
 import re
 import resource
+import signal
 import socket
 import ssl
 import subprocess
 import threading
+import time
 import uuid
 
 import pytest
 from balancer_rig import STARTED, Agent, Backend, HAProxy, answer, authority, certificate, cluster, render, until
 
+from ansible_collections.openclaw.ha.plugins.module_utils.processes import EXACT
+from ansible_collections.openclaw.ha.plugins.modules import unread_files
 from tests.ports import free_port
 
 KEY = {"Idempotency-Key": "k1"}
@@ -459,6 +463,32 @@ def test_what_looks_like_a_websocket_cannot_smuggle_a_body(balancer):
     assert not running.backends[0].received
 
 
+def test_a_reload_that_cannot_bind_leaves_the_configuration_unread(engine):
+    """systemd calls such a reload done; the role asks as is asked here."""
+    running = engine(1)
+    taken = socket.create_server(("127.0.0.1", 0))
+    old, new = f"127.0.0.1:{running.port}", f"127.0.0.1:{taken.getsockname()[1]}"
+
+    def unread():
+        return unread_files.unread([str(running.config)], unread_files.newest_start(running.process.pid))
+
+    def said():
+        return running.log() + "".join(path.read_text() for path in running.directory.glob("error"))
+
+    assert unread() == []
+    with taken:
+        since = time.monotonic()
+        until(lambda: time.monotonic() - since > 2 * EXACT)  # or the change might be taken for one before the start
+        running.config.write_text(running.config.read_text().replace(old, new))
+        assert unread() == [str(running.config)]
+        running.process.send_signal(signal.SIGUSR2 if is_haproxy(running) else signal.SIGHUP)
+        until(lambda: "in use" in said())
+        assert unread() == [str(running.config)] and running.ask("GET").status == 200
+    until(lambda: not is_haproxy(running) or running.hears())
+    running.process.send_signal(signal.SIGUSR2 if is_haproxy(running) else signal.SIGHUP)
+    until(lambda: unread() == [])
+
+
 # ---- agents
 
 
@@ -482,7 +512,7 @@ def test_what_an_agent_says_is_what_the_replica_gets(balancer, line, status, wei
 
 
 def test_a_replica_that_stalls_gets_no_second_request_while_others_have_room(balancer):
-    """With nothing under way all are alike to "leastconn", whatever their weight: one request may be caught."""
+    """Weight 1 is not 0: one request in a hundred may be caught."""
     agents = [Agent(b"up 1%\n"), Agent()]
     running = balancer(2, agents=agents)
     until(lambda: running.rows()["r1"]["weight"] == "1")

@@ -44,6 +44,22 @@ def test_every_outcome_is_counted():
     ]
 
 
+@pytest.mark.parametrize(
+    "began, replica, kind, cut",
+    [
+        (99.9, "a-1", "stream", True),
+        (100.2, "a-1", "stream", True),
+        (100.4, "a-1", "stream", False),  # by then it was dead, and the balancer should have known how to go on
+        (99.9, "b-1", "stream", False),
+        (99.9, "a-1", "message", False),  # a key makes it repeatable
+    ],
+)
+def test_a_stream_that_its_replica_had_when_it_died_is_cut(began, replica, kind, cut):
+    one = sent(kind, began=began, seconds=0.5, outcome="failed", error="502 balancer", replica=replica)
+    found = report([one], dataclasses.replace(VISIT, broke=100.3))[kind]
+    assert (len(found["cut"]), found["failed"], bool(found["reasons"])) == ((1, 0, False) if cut else (0, 1, True))
+
+
 def test_times_begin_when_a_request_was_due():
     late = Request("get", "x", 1.0, 3.0, 3.5, "ok")
     assert report([late])["get"]["p50"] == 2.5

@@ -207,8 +207,11 @@ def test_one_host_may_use_its_loopback_address():
     assert Case(1).shape(topology_address="127.0.0.1").problems() == []
 
 
-def test_a_host_without_gateway_may_have_an_ipv6_address(case):
+def test_a_host_without_gateway_and_balancer_may_have_an_ipv6_address(case):
     case.groups["openclaw_gateways"] = ["node1", "node2"]
+    case.groups["openclaw_balancers"] = ["node1", "node3"]
+    refused(case.shape("node3", topology_address="2001:db8::1"), "node3: topology_address: found 2001:db8::1; allowed an IPv4 address, as the balancers'")
+    case.groups["openclaw_balancers"] = ["node1", "node2"]
     assert case.shape("node3", topology_address="2001:db8::1").problems() == []
 
 
@@ -234,6 +237,17 @@ def test_a_host_without_gateway_may_have_an_ipv6_address(case):
 )
 def test_services_on_one_port(case, values, start):
     refused(case.shape(**values), start, "; allowed a port of its own for each; change ")
+
+
+@pytest.mark.parametrize(
+    "values, found",
+    [
+        ({"balancer_metrics_port": 18790}, "balancer_metrics_port: found 18790 for the balancer's metrics, but the gateway has ports 18789 to 18908 of node1"),
+        ({"balancer_metrics_port": 9000, "balancer_peers_port": 9000}, "balancer_peers_port: found 9000 for the balancers among themselves, but"),
+    ],
+)
+def test_ports_of_the_balancer_alone_must_be_free_too(case, values, found):
+    refused(case.set(**values), found)
 
 
 def test_ports_that_touch_but_do_not_clash(case):
@@ -965,3 +979,9 @@ def test_a_certificate_that_ends_soon_is_warned_of(case, days, warned):
 def test_turns_that_nginx_would_cut_are_warned_of(case, engine, seconds, warned):
     case.set(balancer_engine=engine, gateway_turn_timeout=seconds)
     assert bool([text for text in case.warnings() if "504 after 60 s" in text]) == warned
+
+
+@pytest.mark.parametrize("engine, silence, warned", [("haproxy", 119, True), (None, 119, True), ("haproxy", 120, False), ("nginx", 60, False)])
+def test_turns_that_haproxy_would_cut_are_warned_of(case, engine, silence, warned):
+    case.set(balancer_engine=engine, balancer_timeout_server=silence, gateway_turn_timeout=120)
+    assert bool([text for text in case.warnings() if text.startswith("balancer_timeout_server: found 119 s")]) == warned

@@ -34,9 +34,15 @@ def answers():
             "replicas": {"replicas": [{"id": f"{name}-1", "healthy": True, "seen": "healthy", "version": "2026.9.6"}]},
             "redis": REDIS,
             "verdicts": {"replicas": [{"id": f"{name}-1", "seen": "ok", "verdict": verdict("ok")}]},
+            "balancer": {"servers": [seen("node1-1"), seen("node2-1")]} if name == "node1" else {},
         }
         for name in NAMES
     }
+
+
+def seen(name, state="ready", word="UP", takes=True):
+    """A replica as a balancer sees it."""
+    return {"id": name, "state": state, "status": word, "takes": takes, "sessions": 0}
 
 
 def verdict(status, drain=None, **wrong):
@@ -118,6 +124,39 @@ def test_a_silent_host_is_named_and_its_replica_too(answers):
 def test_a_sick_replica_is_named(answers):
     answers["node1"]["replicas"]["replicas"][0].update(healthy=False, seen="connection refused")
     assert status.status(TOPOLOGY, answers)["problems"] == ["node1-1: connection refused."]
+
+
+@pytest.mark.parametrize(
+    ("server", "cell", "problem"),
+    [
+        (seen("node2-1", "drained", "DRAIN", False), "node2-1 (drained, DRAIN)", "node2-1: drained on the balancer node1 alone; "),
+        (seen("node2-1", word="DOWN", takes=False), "node2-1 (ready, DOWN)", "node2-1: gets no requests from the balancer node1 (ready, DOWN)."),
+        (seen("node9-1"), "node2-1 (not in its list)", "node2-1: node1 does not know it; run site.yml."),
+        # nginx does not know before it has tried.
+        (seen("node2-1", word="listed", takes=None), "-", None),
+    ],
+)
+def test_whom_a_balancer_keeps_requests_from(answers, server, cell, problem):
+    answers["node1"]["balancer"] = {"servers": [seen("node1-1"), server]}
+    found = status.status(TOPOLOGY, answers)
+    (row,) = [line for line in status.table(found) if line.split()[:2] == ["node1", "haproxy"]]
+    assert row.split("node1-1", 1)[1].removeprefix(" node2-1").strip() == cell
+    assert len(found["problems"]) == bool(problem) and all(one.startswith(problem) for one in found["problems"])
+
+
+def test_what_its_agent_drains_no_balancer_is_blamed_for(answers):
+    switch = {"since": "2026-11-20T20:00:00Z", "by": "root", "reason": "drain.yml"}
+    answers["node2"]["verdicts"]["replicas"][0]["verdict"] = verdict("draining", switch)
+    answers["node1"]["balancer"] = {"servers": [seen("node1-1"), seen("node2-1", "drained", "DRAIN", False)]}
+    (problem,) = status.status(TOPOLOGY, answers)["problems"]
+    assert problem.startswith("node2-1: drained since")
+
+
+def test_a_balancer_that_does_not_answer_is_named(answers):
+    answers["node1"]["balancer"] = {"failed": True, "msg": "/run/haproxy/admin.sock: nobody listens."}
+    found = status.status(TOPOLOGY, answers)
+    assert found["problems"] == ["node1: balancer: /run/haproxy/admin.sock: nobody listens."]
+    assert any(line.split() == ["node1", "haproxy", "?", "no", "answer"] for line in status.table(found))
 
 
 def test_without_an_answer_about_redis_that_is_said(answers):

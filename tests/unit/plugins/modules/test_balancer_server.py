@@ -32,7 +32,7 @@ frontend openclaw
     bind 127.0.0.1:{port}
     default_backend gateways
 backend gateways
-    balance leastconn
+    balance roundrobin
     option httpchk GET /check
     default-server check inter 100ms fall 2 rise 1 weight 100
 {servers}

@@ -168,6 +168,8 @@ export class Peers {
   /** POST /api/v1/peer: another replica asks. */
   async handle(req, res) {
     try {
+      // Whom a balancer names is a client, in whatever way it wrote the path to get past the balancer.
+      if ((req.headers["x-forwarded-for"] ?? NO_CLIENT) !== NO_CLIENT) throw new HttpError(404, "not_found", "There is nothing here.");
       const { conv, key } = JSON.parse(await readBody(req, QUESTION_MAX_BYTES));
       // What is still kept here holds up a turn there.
       void this.#flush(conv);

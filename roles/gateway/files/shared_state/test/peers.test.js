@@ -294,6 +294,26 @@ test("a single replica asks nobody and waits for nobody", async () => {
   assert.deepEqual(shown.map(({ before }) => before.length), [0, 1]);
 });
 
+test("a client that comes through a balancer is told nothing", async () => {
+  const peers = new Peers({ config: {}, metrics: new Metrics(), flush: async () => {}, know: () => ({ replica: "A", known: 1 }) });
+  const server = http.createServer((req, res) => peers.handle(req, res));
+  await once(server.listen(0, "127.0.0.1"), "listening");
+  const ask = async (headers) => {
+    const answer = await fetch(`http://127.0.0.1:${server.address().port}/API/v1/peer`, { method: "POST", headers, body: '{"conv":"web:bob"}' });
+    return [answer.status, await answer.json()];
+  };
+  try {
+    assert.deepEqual(await ask({}), [200, { replica: "A", known: 1 }]);
+    assert.deepEqual(await ask({ "x-forwarded-for": "192.0.2.1" }), [200, { replica: "A", known: 1 }]);
+    for (const named of ["203.0.113.7", "192.0.2.1, 203.0.113.7"]) {
+      const [status, { error }] = await ask({ "x-forwarded-for": named });
+      assert.deepEqual([status, error.code], [404, "not_found"]);
+    }
+  } finally {
+    server.close();
+  }
+});
+
 test("a host that others trust as a proxy names a client to them, and no other host does", async () => {
   for (const [balancerHost, named] of [
     [true, "192.0.2.1"],
