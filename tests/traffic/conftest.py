@@ -1,5 +1,6 @@
 """The cluster that the traffic goes to: that of the Molecule scenario, or $CLUSTER, or the demo of ``make up``."""
 
+import contextlib
 import os
 import pathlib
 
@@ -20,3 +21,16 @@ def cluster():
 @pytest.fixture(scope="session")
 def evidence_directory():
     return ROOT / ".cache" / "traffic" / NAME
+
+
+@pytest.fixture(scope="module")
+def balanced_by(request, cluster):
+    """The engine (``request.param``), or "fast" for HAProxy with the fast profile: given to every balancer by the roles where the cluster has another."""
+    from tests.traffic.engines import engine, with_engine, with_profile
+
+    with contextlib.ExitStack() as stack:
+        if request.param == "fast":
+            stack.enter_context(with_profile(cluster, "fast"))
+        elif engine(cluster) != request.param:
+            stack.enter_context(with_engine(cluster, request.param))
+        yield request.param

@@ -90,6 +90,16 @@ def watched(cluster):
 
 
 @contextlib.contextmanager
+def with_profile(cluster, name):
+    """The virtual address with this profile; afterwards with the inventory's again."""
+    converge(cluster, vip_profile=name)
+    try:
+        yield
+    finally:
+        converge(cluster)
+
+
+@contextlib.contextmanager
 def with_engine(cluster, name, hosts="openclaw_balancers", **variables):
     """Balancers with this engine, and with these variables of the role; afterwards with the inventory's again."""
     converge(cluster, engine_hosts=hosts, balancer_engine=name, **variables)

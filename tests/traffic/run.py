@@ -47,11 +47,12 @@ def slow_streams(cluster, run, seconds):
         behave(mode="ok")
 
 
-def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambda _cluster: {}):
+def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambda _cluster: {}, variant=""):
     """Load a cluster, break it meanwhile, and say what clients saw.
 
     :param fault: cluster -> context manager that yields a :class:`tests.traffic.faults.Broken`
     :param directory: gets sent.jsonl and operations.jsonl while it runs, then requests.jsonl, history.json and result.json
+    :param variant: what is set up otherwise than by default, for the table's column of the engine
     :param look: called when the fault is about to be repaired; what it returns is in the result
     :returns: the result as JSON data
     """
@@ -85,7 +86,7 @@ def run(options, fault, *, cluster, directory, name, timing=Timing(), look=lambd
     History(operations, collect.stored(client, load.run), cluster.model_calls(load.run), (), window).save(directory / "history.json")
     result = {
         "name": name,
-        "engine": engine(cluster),
+        "engine": f"{engine(cluster)}{', ' if variant else ''}{variant}",
         "run": load.run,
         "options": dataclasses.asdict(options),
         "visit": dataclasses.asdict(visit) if visit else None,

@@ -13,14 +13,13 @@ import sys
 import pytest
 import requests
 
-from tests.traffic.engines import engine, with_engine
 from tests.traffic.faults import FAULTS, OF_VIP, holders
 from tests.traffic.load import TrafficOptions
 from tests.traffic.report import heading, row
 from tests.traffic.run import Timing, run
 
-#: Seconds without a good answer that a takeover may take. The default profile's bound; the fast one is well below.
-TAKEOVER = 10
+#: Seconds without a good answer that a takeover may take, by the profile of the virtual address.
+TAKEOVER = {"haproxy": 10, "nginx": 10, "haproxy, fast profile": 5}
 #: Fault -> (seconds it stays, seconds that the load may last). Those of 0 seconds are over when they have been brought about.
 RUNS = {
     "none": (15, 120),
@@ -40,13 +39,15 @@ assert RUNS.keys() == FAULTS.keys()
 NONE = {"get": 0, "message": 0, "stream": 0}
 #: What an engine has no part in is not repeated with the other one.
 NGINX = ("none", "replica killed", "two of three killed", "replica frozen", "drain, restart, ready", "balancer killed", "one replica more and less")
+#: The profile is about these alone.
+FAST = ("balancer's host killed", "balancer killed", "keepalived stopped", "balancers apart")
 #: Those of `make test`, with HAProxy: a replica that dies, one that is taken out in good order, and a host with all that runs on it.
 SMOKE = ("replica killed", "drain, restart, ready", "balancer's host killed")
 
 
 def runs():
-    """(engine, fault) of each test."""
-    for chosen, names in (("haproxy", RUNS), ("nginx", NGINX)):
+    """(engine, or "fast" for HAProxy with the fast profile, and fault) of each test."""
+    for chosen, names in (("haproxy", RUNS), ("fast", FAST), ("nginx", NGINX)):
         for name in names:
             yield pytest.param(chosen, name, marks=[pytest.mark.smoke] if chosen == "haproxy" and name in SMOKE else [])
 
@@ -57,16 +58,6 @@ def verdicts(cluster):
         replica["id"]: requests.get(f"http://{replica['address']}:{replica['verdict_port']}/health", timeout=5).json()
         for replica in cluster.topology["replicas"]
     }
-
-
-@pytest.fixture(scope="module", params=["haproxy", "nginx"])
-def balanced_by(request, cluster):
-    """The engine, given to every balancer by the role where the cluster has the other one."""
-    if engine(cluster) == request.param:
-        yield request.param
-    else:
-        with with_engine(cluster, request.param):
-            yield request.param
 
 
 @pytest.mark.parametrize(("balanced_by", "name"), runs(), indirect=["balanced_by"])
@@ -80,6 +71,7 @@ def test_what_clients_see(cluster, evidence_directory, balanced_by, name):
         directory=evidence_directory / balanced_by / name.replace(" ", "-").replace(",", "").replace("'", ""),
         name=name,
         timing=Timing(hold=hold),
+        variant="fast profile" if balanced_by == "fast" else "",
         look=verdicts if REQUIRED[name] is _degraded else lambda _cluster: {},
     )
     print(f"\n{heading()}\n{row(result)}", file=sys.stderr)
@@ -133,14 +125,14 @@ def _degraded(result, traffic, fault, cluster):
 
 
 def _takeover(result, traffic, fault, cluster):
-    assert traffic["get"]["longest_gap"] <= TAKEOVER, traffic["get"]
+    assert traffic["get"]["longest_gap"] <= TAKEOVER[result["engine"]], traffic["get"]
     assert len(holders(cluster)) == 1
     assert fault["bad_otherwise"] == NONE
 
 
-def _apart(_result, traffic, _fault, cluster):
+def _apart(result, traffic, _fault, cluster):
     # Both hold the address meanwhile, and both serve.
-    assert traffic["get"]["longest_gap"] <= TAKEOVER, traffic["get"]
+    assert traffic["get"]["longest_gap"] <= TAKEOVER[result["engine"]], traffic["get"]
     assert len(holders(cluster)) == 1
 
 
