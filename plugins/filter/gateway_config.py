@@ -34,4 +34,4 @@ class FilterModule:
     """Ansible's entry point."""
 
     def filters(self):
-        return {"gateway_config": gateway_config, "gateway_secrets": gateway_secrets}
+        return {"gateway_config": gateway_config, "gateway_peers": pure.peers, "gateway_secrets": gateway_secrets}

@@ -29,6 +29,7 @@ class Server:
     takes: whether it gets new requests; None where the balancer does not know
     sessions: requests and connections in flight
     older: those of them that are held by a process which a reload has left behind
+    requests, errors: since the balancer was started or reloaded; None where it does not count by replica
     """
 
     state: str
@@ -36,6 +37,8 @@ class Server:
     takes: bool | None = None
     sessions: int = 0
     older: int = 0
+    requests: int | None = None
+    errors: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,9 @@ def servers(stat, state, older):
             takes=seen["status"].startswith(("UP", "no check")) and seen["weight"] != "0",
             sessions=int(seen["scur"] or 0) + int(seen["qcur"] or 0) + left,
             older=left,
+            requests=int(seen["stot"] or 0),
+            # Connections that failed, answers that broke off or never came, and answers of 5xx.
+            errors=sum(int(seen[name] or 0) for name in ("econ", "eresp", "hrsp_5xx")),
         )
     return found
 

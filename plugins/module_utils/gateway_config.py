@@ -477,12 +477,7 @@ def config(replica, topology, options):
                         "spoolDir": options["spool"],
                         "ollamaUrl": ollama,
                         "gatewayUrl": f"http://127.0.0.1:{replica['port']}",
-                        # Replicas of one datacenter share its Redis, and each other's memory while it is away.
-                        "peers": [
-                            {"id": peer["id"], "url": f"http://{peer['address']}:{peer['port']}"}
-                            for peer in topology["replicas"]
-                            if peer["datacenter"] == replica["datacenter"] and peer["id"] != replica["id"]
-                        ],
+                        "peersFile": options["peers"],
                         "balancerHost": any(node["address"] == replica["address"] for node in topology["balancers"]),
                         "providers": [_watched(entry, timeout) for entry, timeout in zip(chain, timeouts)],
                         **_guards(options),
@@ -548,6 +543,21 @@ def env_file(variables):
             raise GatewayConfigError(f"The value of {name} holds a line break or another control character.")
         lines.append(f'{name}="' + re.sub(r'(["\\$`])', r"\\\1", text) + '"\n')
     return "".join(lines)
+
+
+def peers(topology, datacenter):
+    """What stands in the file of peers: all replicas of a datacenter, which share its Redis, and each other's memory while it is away."""
+    return [{"id": one["id"], "url": f"http://{one['address']}:{one['port']}"} for one in topology["replicas"] if one["datacenter"] == datacenter]
+
+
+def read_env_file(text):
+    """What :func:`env_file` has written, as a mapping of texts."""
+    found = {}
+    for line in text.splitlines():
+        name, separator, value = line.partition("=")
+        if separator:
+            found[name] = re.sub(r"\\(.)", r"\1", value.strip().removeprefix('"').removesuffix('"'))
+    return found
 
 
 def merge(base, extra):

@@ -161,6 +161,39 @@ def look(replica, path, token="", timeout=2.0, expected_version=""):
     return judge(path, status, text, expected_version, replica.get("id", ""))
 
 
+def turn(replica, token, message, timeout):
+    """Have a replica answer a message; a :class:`Sight` that never raises for what the network or the provider does.
+
+    :param timeout: seconds for the whole turn
+    """
+    body = json.dumps({"channel": "health", "user_id": replica["id"], "message": message})
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
+    connection = http.client.HTTPConnection(replica["address"], replica["port"], timeout=timeout)
+    try:
+        connection.request("POST", "/api/v1/message", body, headers)
+        response = connection.getresponse()
+        return judge_turn(response.status, response.read(_LIMIT).decode("utf-8", "replace"))
+    except socket.timeout:
+        return Sight(False, f"no answer to a message within {timeout:g} s")
+    except (OSError, http.client.HTTPException) as error:
+        return Sight(False, f"no answer to a message: {error or type(error).__name__}")
+    finally:
+        connection.close()
+
+
+def judge_turn(status, text):
+    """Turn the HTTP answer to a message into a :class:`Sight`."""
+    try:
+        body = json.loads(text)
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        return Sight(False, f"a message was answered with HTTP {status} without JSON")
+    if status == 200 and body.get("reply"):
+        return Sight(True, "healthy, and it answered a message")
+    return Sight(False, f"a message was answered with HTTP {status}, {_summary(body)}")
+
+
 def wait(probe, given_up, successes, interval, deadline, clock=time.monotonic, sleep=time.sleep):
     """Probe until ``successes`` in a row, the deadline, or a unit that has failed for good.
 

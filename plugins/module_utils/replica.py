@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
+import re
 
 GENERATION = "OPENCLAW_HA_GENERATION"
 
@@ -24,6 +26,22 @@ def generation(key, parts):
         for piece in (name.encode(), content):
             digest.update(len(piece).to_bytes(8, "big") + piece)
     return digest.hexdigest()[:32]
+
+
+def version_of(path):
+    """The numbers of the version that a directory is named after, such as (2026, 9, 6); None where it is named otherwise."""
+    found = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)(-[0-9A-Za-z.-]+)?", os.path.basename(path))
+    # Of the same numbers, what has a suffix came before what has none.
+    return (*(int(number) for number in found.groups()[:3]), found[4] is None, found[4] or "") if found else None
+
+
+def inherits(old, new):
+    """Whether a release may go on with what another has stored: a newer one migrates it, an older one refuses it.
+
+    :param old, new: directories named after their versions, in which each keeps its state
+    """
+    versions = version_of(old), version_of(new)
+    return old != new and None not in versions and versions[0] < versions[1]
 
 
 def running_generation(environ):

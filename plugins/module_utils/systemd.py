@@ -50,10 +50,14 @@ class Units:
         with self._lock:
             return self._run_command(list(words))
 
-    def show(self, unit):
-        """Properties of a unit; empty where systemd cannot be asked."""
-        rc, out, err = self._run("systemctl", "show", "--property", ",".join(PROPERTIES), "--", unit)
+    def properties(self, unit, *names):
+        """Properties of a unit by their names; empty where systemd cannot be asked."""
+        rc, out, err = self._run("systemctl", "show", "--property", ",".join(names), "--", unit)
         return parse_show(out) if rc == 0 else {}
+
+    def show(self, unit):
+        """Those that say whether a unit runs and what it needs."""
+        return self.properties(unit, *PROPERTIES)
 
     def start_and_files(self, unit):
         """When the unit's process was started (seconds since 1970, None when it does not run) and the files that define the unit."""

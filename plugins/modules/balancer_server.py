@@ -106,10 +106,14 @@ replicas:
   type: list
   elements: dict
   returned: always
+running:
+  description: Whether the balancer runs. One that does not has no sessions either.
+  type: bool
+  returned: when it cannot be asked
 servers:
   description: >-
     All replicas of the balancer as they were at the end, each with C(id), C(state), C(status) (the balancer's word), C(takes) (whether it gets new
-    requests; null for nginx, which knows only after trying) and C(sessions).
+    requests; null for nginx, which knows only after trying), C(sessions), and C(requests) and C(errors) since the last reload (null for nginx).
   type: list
   elements: dict
   returned: always
@@ -145,6 +149,10 @@ class BalancerError(RuntimeError):
     """The balancer cannot be asked or does not do as it is told; the text says why and what to do."""
 
 
+class NotRunning(BalancerError):
+    """It does not run, so it has no sessions either."""
+
+
 def inodes(process):
     """Inodes of the sockets that a process has open."""
     directory, found = f"/proc/{process}/fd", set()
@@ -175,9 +183,9 @@ class Haproxy:
                 connection.sendall(f"{command}\n".encode())
                 return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
         except FileNotFoundError:
-            raise BalancerError(f"{self.path}: there is no such socket; HAProxy does not run here, or has its admin socket elsewhere.") from None
+            raise NotRunning(f"{self.path}: there is no such socket; HAProxy does not run here, or has its admin socket elsewhere.") from None
         except ConnectionRefusedError:
-            raise BalancerError(f"{self.path}: nobody listens; HAProxy does not run: see systemctl status haproxy.") from None
+            raise NotRunning(f"{self.path}: nobody listens; HAProxy does not run: see systemctl status haproxy.") from None
         except OSError as error:
             raise BalancerError(f"{self.path}: HAProxy does not answer ({error.strerror or error}).") from None
 
@@ -217,12 +225,12 @@ class Nginx:
         self.drained_file = os.path.join(parameters["directory"], "drained")
         self.upstream_file = os.path.join(parameters["directory"], "upstream.conf")
         if not os.path.isdir(parameters["directory"]):
-            raise BalancerError(f"{parameters['directory']}: there is no such directory; the role balancer makes it with balancer_engine nginx.")
+            raise NotRunning(f"{parameters['directory']}: there is no such directory; the role balancer makes it with balancer_engine nginx.")
 
     def master(self):
         number = text_of(self.pid_file).strip()
         if not number.isdigit() or not os.path.isdir(f"/proc/{number}"):
-            raise BalancerError(f"{self.pid_file}: no nginx runs with this number; see systemctl status nginx.")
+            raise NotRunning(f"{self.pid_file}: no nginx runs with this number; see systemctl status nginx.")
         return int(number)
 
     def workers(self):
@@ -373,7 +381,7 @@ def main():
             results, failures = settle(engine, names, wanted, parameters["deadline"], parameters["cut"], parameters["interval"])
         after = engine.look()
     except BalancerError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), running=not isinstance(error, NotRunning))
     except PermissionError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}: this module needs root.")
     answer = {

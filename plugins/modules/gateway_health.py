@@ -71,6 +71,16 @@ options:
     description: Seconds after which a replica counts as not healthy.
     type: float
     default: 120.0
+  turn:
+    description:
+      - Text of a message that each replica has to answer once it is healthy, as clients send it; none by default. A replica may get ready and
+        fail every turn. Not in check mode. The conversation is one of its own, of the channel C(health), and is forgotten as others are.
+    type: str
+    default: ''
+  turn_timeout:
+    description: Seconds that the answer may take.
+    type: float
+    default: 150.0
 attributes:
   check_mode:
     description: Probes once and never fails.
@@ -133,6 +143,7 @@ replicas:
   sample: [{id: node1-1, healthy: true, seen: healthy, version: 2026.9.6, seconds: 9.4, probes: 9}]
 """
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
@@ -163,6 +174,11 @@ def gate(replica, params, units, check_mode):
     }
     if params["path"] == health.VERDICT:
         result["verdict"] = seen.last.verdict
+    if opened and params["turn"] and not check_mode:
+        answered = health.turn(replica, params["token"] or "", params["turn"], params["turn_timeout"])
+        opened = result["healthy"] = answered.ok
+        seen.last = dataclasses.replace(seen.last, seen=answered.seen)
+        result["seen"] = answered.seen
     if opened or check_mode:
         return result, ""
     url = f"http://{replica['address']}:{replica['port']}{params['path']}"
@@ -191,6 +207,8 @@ def main():
             "interval": {"type": "float", "default": 1.0},
             "timeout": {"type": "float", "default": 2.0},
             "deadline": {"type": "float", "default": 120.0},
+            "turn": {"type": "str", "default": ""},
+            "turn_timeout": {"type": "float", "default": 150.0},
         },
         supports_check_mode=True,
     )

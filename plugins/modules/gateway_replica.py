@@ -18,6 +18,9 @@ description:
   - A process carries a digest of everything it was started with. The unit is restarted when that differs from what is
     on the disk, so a change made by an earlier, interrupted run is not forgotten. A restart waits until the gateway
     has finished the turns it was answering.
+  - A release keeps its state in a directory named after its version, beside that of C(state_directory)'s. When the version becomes a newer
+    one, the replica is stopped and the new directory becomes a copy of the old one, whatever was in it; the old one stays as it is, for the
+    way back. An older release goes on with what it had left, or begins anew: it refuses what a newer one has stored.
   - A configuration that the release itself calls invalid is refused before anything is touched, so a replica that
     runs goes on running.
   - It does not wait for the replica to get healthy; M(openclaw.ha.gateway_health) does.
@@ -68,6 +71,14 @@ options:
     description: The replica's environment variables that are no secrets.
     type: dict
     default: {}
+  limits:
+    description: Settings of C([Service]) for this replica alone, such as C(MemoryMax).
+    type: dict
+    default: {}
+  unit_directory:
+    description: Where systemd looks for what administrators add to units.
+    type: path
+    default: /etc/systemd/system
   inputs:
     description: Files and directories that the process reads at its start. Directories C(node_modules) in them count
       by their checksum.
@@ -277,6 +288,41 @@ def document(data):
     return (json.dumps(data, indent=2, sort_keys=True) + "\n").encode()
 
 
+def drop_in(params):
+    """Directory of what is added to the unit of this replica alone, and the file in it."""
+    directory = os.path.join(params["unit_directory"], f"{params['unit']}.d")
+    return directory, os.path.join(directory, "limits.conf")
+
+
+def inherit(params, units, disk):
+    """Make the directory of a newer version a copy of the one that the replica runs with now."""
+    environment = gateway_config.read_env_file(read(path).decode()) if os.path.isfile(path := os.path.join(params["config_directory"], "replica.env")) else {}
+    old, new = os.path.dirname(environment.get("OPENCLAW_STATE_DIR", "")), os.path.dirname(params["state_directory"])
+    if not replica.inherits(old, new) or not os.path.isdir(old):
+        return
+    disk.touched.append(new)
+    if disk.dry:
+        return
+    # What is copied must not change meanwhile. replica.env is written afterwards, so a run that dies here begins anew.
+    if units.show(params["unit"]).get("ActiveState") not in (None, "inactive", "failed"):
+        units.do("stop", "--", params["unit"])
+    partial = f"{new}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    copy_tree(old, partial)
+    if os.path.lexists(new):
+        shutil.rmtree(new)
+    os.rename(partial, new)
+
+
+def copy_tree(source, target):
+    """A directory with modes, times and owners."""
+    shutil.copytree(source, target, symlinks=True)
+    for directory, names, files in os.walk(source):
+        for path in (directory, *(os.path.join(directory, name) for name in names + files)):
+            seen = os.lstat(path)
+            os.chown(os.path.normpath(os.path.join(target, os.path.relpath(path, source))), seen.st_uid, seen.st_gid, follow_symlinks=False)
+
+
 def present(params, units, disk, module):
     """Write everything and make the unit run it; returns the verbs used."""
     config = document(params["config"])
@@ -288,10 +334,11 @@ def present(params, units, disk, module):
     key = read(params["key_file"]) if params["key_file"] and os.path.isfile(params["key_file"]) else b""
     wanted = replica.generation(
         key,
-        [("config", config), ("environment", document(params["environment"])), *contents(params["inputs"])],
+        [("config", config), ("environment", document(params["environment"])), ("limits", document(params["limits"])), *contents(params["inputs"])],
     )
     environment = {**params["environment"], replica.GENERATION: wanted}
 
+    inherit(params, units, disk)
     disk.directory(directory, 0o750, (disk.root[0], disk.user[1]))
     for path in params["directories"]:
         disk.directory(path, 0o700, disk.user)
@@ -301,6 +348,10 @@ def present(params, units, disk, module):
     disk.file(os.path.join(directory, "openclaw.json"), config, 0o640, (disk.root[0], disk.user[1]))
     environment_text = gateway_config.env_file(environment).encode()
     disk.file(os.path.join(directory, "replica.env"), environment_text, 0o640, (disk.root[0], disk.user[1]))
+
+    additions, limits = drop_in(params)
+    disk.directory(additions, 0o755, disk.root)
+    disk.file(limits, "".join(f"{line}\n" for line in ("[Service]", *(f"{key}={value}" for key, value in params["limits"].items()))).encode(), 0o644, disk.root)
 
     seen = units.show(params["unit"])
     running = running_generation(seen.get("MainPID", "0"))
@@ -322,11 +373,12 @@ def absent(params, units, disk, module):
     if not disk.dry:
         for verb in verbs:
             units.do(verb, "--", params["unit"])
-    # Last, because this directory is how the role finds a replica that has to go.
-    if os.path.lexists(params["config_directory"]):
-        disk.touched.append(params["config_directory"])
-        if not disk.dry:
-            shutil.rmtree(params["config_directory"])
+    # The configuration last, because its directory is how the role finds a replica that has to go.
+    for path in (drop_in(params)[0], params["config_directory"]):
+        if os.path.lexists(path):
+            disk.touched.append(path)
+            if not disk.dry:
+                shutil.rmtree(path)
     return verbs
 
 
@@ -354,6 +406,8 @@ def main():
             "config": {"type": "dict"},
             "settings": {"type": "dict", "default": {}},
             "environment": {"type": "dict", "default": {}},
+            "limits": {"type": "dict", "default": {}},
+            "unit_directory": {"type": "path", "default": "/etc/systemd/system"},
             "inputs": {"type": "list", "elements": "path", "default": []},
             "key_file": {"type": "path", "no_log": False},
             "inputs_changed": {"type": "bool", "default": False},

@@ -7,7 +7,7 @@ from ansible_collections.openclaw.ha.plugins.filter.gateway_config import Filter
 from ansible_collections.openclaw.ha.plugins.module_utils import topology
 
 PROVIDERS = [{"name": "cloud", "type": "openai-compatible", "endpoint": "http://x/v1", "model": "m", "api_key": "k"}]
-PATHS = ("skills", "plugin", "config", "home", "spool", "state", "workspace", "release", "node_bin", "tls")
+PATHS = ("skills", "plugin", "config", "home", "spool", "state", "workspace", "release", "node_bin", "tls", "peers")
 OPTIONS = {
     "providers": PROVIDERS,
     "tools_deny": [],

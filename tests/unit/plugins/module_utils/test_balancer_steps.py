@@ -12,23 +12,23 @@ srv_fqdn srv_port srvrecord srv_use_ssl srv_check_port srv_check_addr srv_agent_
 4 gateways 3 node3-1 192.0.2.13 2 0 100 100 3 6 3 4 6 0 0 0 - 18789 - 0 0 - - 0
 5 others 1 node9-1 192.0.2.19 2 0 100 100 3 6 3 4 6 0 0 0 - 18789 - 0 0 - - 0
 """
-STAT = """# pxname,svname,qcur,qmax,scur,smax,status,weight,
-openclaw,FRONTEND,,,2,2,OPEN,,
-gateways,node1-1,1,1,2,2,DRAIN,100,
-gateways,node2-1,0,0,0,0,UP 1/2,100,
-gateways,node3-1,0,0,0,0,UP,0,
-gateways,BACKEND,0,0,1,1,UP,200,
-others,node9-1,0,0,7,7,UP,100,
+STAT = """# pxname,svname,qcur,qmax,scur,smax,status,weight,stot,econ,eresp,hrsp_5xx,
+openclaw,FRONTEND,,,2,2,OPEN,,9,,,0,
+gateways,node1-1,1,1,2,2,DRAIN,100,40,1,2,3,
+gateways,node2-1,0,0,0,0,UP 1/2,100,0,0,0,,
+gateways,node3-1,0,0,0,0,UP,0,7,0,0,0,
+gateways,BACKEND,0,0,1,1,UP,200,47,1,2,3,
+others,node9-1,0,0,7,7,UP,100,1,0,0,0,
 """
 
 
 def test_replicas_as_haproxy_tells_of_them():
     found = core.servers(STAT, STATE, lambda address, port: 1 if (address, port) == ("192.0.2.11", 18789) else 0)
     assert found == {
-        "node1-1": Server(state="drained", status="DRAIN", takes=False, sessions=4, older=1),
-        "node2-1": Server(state="ready", status="UP 1/2", takes=True, sessions=0, older=0),
+        "node1-1": Server(state="drained", status="DRAIN", takes=False, sessions=4, older=1, requests=40, errors=6),
+        "node2-1": Server(state="ready", status="UP 1/2", takes=True, sessions=0, older=0, requests=0, errors=0),
         # Its agent says 0 %.
-        "node3-1": Server(state="ready", status="UP", takes=False, sessions=0, older=0),
+        "node3-1": Server(state="ready", status="UP", takes=False, sessions=0, older=0, requests=7, errors=0),
     }
 
 

@@ -52,6 +52,7 @@ def options(**more):
         "release": "/opt/openclaw/releases/2026.9.6",
         "node_bin": "/opt/openclaw/node/24.19.0/bin",
         "tls": "/etc/openclaw/tls",
+        "peers": "/etc/openclaw/gateway-peers.json",
         **more,
     }
 
@@ -124,10 +125,7 @@ class TestConfig:
             "spoolDir": "/var/lib/openclaw/1/spool",
             "ollamaUrl": "http://192.0.2.12:11434",
             "gatewayUrl": "http://127.0.0.1:18789",
-            "peers": [
-                {"id": "node1-1", "url": "http://192.0.2.11:18789"},
-                {"id": "node3-1", "url": "http://192.0.2.13:18789"},
-            ],
+            "peersFile": "/etc/openclaw/gateway-peers.json",
             "balancerHost": True,
             "providers": [
                 {
@@ -157,19 +155,17 @@ class TestConfig:
             "rateLimit": {"requestsPerMinute": 0, "perKeyPerMinute": 0, "burst": 10},
         }
 
-    def test_peers_are_the_other_replicas_of_the_datacenter(self):
-        def peers(top):
-            return [
-                [peer["id"] for peer in settings["peers"]]
-                for replica in top["replicas"]
-                for settings in [pure.config(replica, top, options())["plugins"]["entries"]["shared-state"]["config"]]
-            ]
-
-        assert peers(cluster(gateway_replicas=4))[0] == ["node2-1", "node3-1", "node1-2"]
+    def test_peers_are_the_replicas_of_the_datacenter(self):
+        assert [peer["id"] for peer in pure.peers(cluster(gateway_replicas=4), "main")] == ["node1-1", "node2-1", "node3-1", "node1-2"]
+        assert pure.peers(cluster(), "main")[0] == {"id": "node1-1", "url": "http://192.0.2.11:18789"}
         apart = cluster()
         for replica in apart["replicas"]:
             replica["datacenter"] = "east" if replica["host"] == "node3" else "west"
-        assert peers(apart) == [["node2-1"], ["node1-1"], []]
+        assert [[peer["id"] for peer in pure.peers(apart, name)] for name in ("west", "east")] == [["node1-1", "node2-1"], ["node3-1"]]
+
+    def test_replicas_that_come_or_go_restart_no_other(self):
+        three, five = cluster(), cluster(gateway_replicas=5)
+        assert pure.config(three["replicas"][0], three, options()) == pure.config(five["replicas"][0], five, options())
 
     def test_breaker_and_rate_limits_are_settings(self):
         made = built(
@@ -208,7 +204,6 @@ class TestConfig:
         one, other = built(0), built(1)
         one["gateway"]["customBindHost"] = other["gateway"]["customBindHost"]
         for settings in (made["plugins"]["entries"]["shared-state"]["config"] for made in (one, other)):
-            assert len(settings.pop("peers")) == 2
             settings["replica"] = ""
         assert one == other
 
@@ -362,6 +357,10 @@ class TestEnvironment:
             "OPENCLAW_HA_REDIS_PASSWORD": "r",
             "OPENCLAW_HA_SENTINEL_PASSWORD": "s",
         }
+
+    @given(st.dictionaries(st.from_regex(r"[A-Z_][A-Z0-9_]{0,8}", fullmatch=True), st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]))))
+    def test_env_file_can_be_read_back(self, variables):
+        assert pure.read_env_file(pure.env_file(variables)) == variables
 
     def test_env_file_is_sorted_and_quoted(self):
         assert pure.env_file({"B": 'a "b" $c `d` \\e', "A": None}) == 'A=""\nB="a \\"b\\" \\$c \\`d\\` \\\\e"\n'

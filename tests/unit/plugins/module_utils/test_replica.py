@@ -120,3 +120,20 @@ def test_a_failed_verb_keeps_systemds_words():
     units = systemd.Units(Commands(restart=(1, "", "Job for x.service failed.\n")))
     with pytest.raises(systemd.SystemdError, match="^systemctl restart -- x.service: Job for x.service failed.$"):
         units.do("restart", "--", "x.service")
+
+
+@pytest.mark.parametrize(
+    "old, new, inherits",
+    [
+        ("/var/1/2026.9.5", "/var/1/2026.9.6", True),
+        ("/var/1/2026.9.9", "/var/1/2026.10.0", True),
+        ("/var/1/2026.9.6", "/var/1/2026.9.5", False),
+        ("/var/1/2026.9.6", "/var/1/2026.9.6", False),
+        ("/var/1/2026.9.6-beta.1", "/var/1/2026.9.6", True),
+        ("/var/1/2026.9.6", "/var/1/2026.9.6-beta.1", False),
+        ("", "/var/1/2026.9.6", False),
+        ("/var/1/current", "/var/1/2026.9.6", False),
+    ],
+)
+def test_a_newer_release_inherits(old, new, inherits):
+    assert replica.inherits(old, new) is inherits

@@ -381,17 +381,17 @@ def test_ready_waits_for_the_checks_and_says_what_they_say(haproxy, balance):
 
 def test_haproxy_that_does_not_run_is_said(haproxy, balance, tmp_path):
     done = balance(haproxy, "r1", socket=str(tmp_path / "nowhere"))
-    assert done["failed"] and "there is no such socket; HAProxy does not run here" in done["msg"]
+    assert done["failed"] and done["running"] is False and "there is no such socket; HAProxy does not run here" in done["msg"]
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(tmp_path / "dead"))
     done = balance(haproxy, "r1", socket=str(tmp_path / "dead"))
-    assert done["failed"] and "nobody listens; HAProxy does not run" in done["msg"]
+    assert done["failed"] and done["running"] is False and "nobody listens; HAProxy does not run" in done["msg"]
 
 
 def test_an_haproxy_for_something_else_is_said(haproxy, balance, monkeypatch):
     monkeypatch.setattr(balancer_server, "BACKEND", "others")
     done = balance(haproxy, "r1")
-    assert done["failed"] and "no servers in a backend others (Can't find backend.)" in done["msg"]
+    assert done["failed"] and done["running"] and "no servers in a backend others (Can't find backend.)" in done["msg"]
 
 
 def test_nginx_cannot_cut(nginx, balance):
@@ -435,6 +435,6 @@ def test_what_nginx_needs_to_know_of_a_replica_is_said(nginx, balance):
 
 def test_nginx_that_does_not_run_is_said(nginx, balance, tmp_path):
     done = balance(nginx, "r1", pid_file=str(tmp_path / "nothing"))
-    assert done["failed"] and "no nginx runs with this number" in done["msg"]
+    assert done["failed"] and done["running"] is False and "no nginx runs with this number" in done["msg"]
     done = balance(nginx, "r1", directory=str(tmp_path / "nowhere"))
-    assert done["failed"] and "there is no such directory" in done["msg"]
+    assert done["failed"] and done["running"] is False and "there is no such directory" in done["msg"]

@@ -20,7 +20,8 @@ class Gateway:
     """Answers probes from a list, the last one for ever; tells its version to those who show the token."""
 
     def __init__(self, *answers):
-        self.answers, self.paths = list(answers), []
+        self.answers, self.paths, self.messages = list(answers), [], []
+        self.reply = (200, {"reply": "OK"})
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -30,6 +31,15 @@ class Gateway:
                 status, body = answers.pop(0) if len(answers) > 1 else answers[0]
                 if isinstance(body, dict) and self.headers.get("Authorization") == "Bearer t0ken":
                     body = {**body, "version": "2026.9.6"}
+                data = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_POST(self):
+                sent = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                gateway.messages.append((self.path, self.headers["Authorization"], sent))
+                status, body = gateway.reply
                 data = body if isinstance(body, bytes) else json.dumps(body).encode()
                 self.send_response(status)
                 self.end_headers()
@@ -225,7 +235,7 @@ def test_a_unit_that_exited_with_78_ends_the_wait_and_shows_its_journal(gate, un
 def test_a_unit_that_goes_on_trying_is_waited_for(gate, units, free_port):
     units("activating", 1)
     replica = {"id": "node1-1", "address": "127.0.0.1", "port": free_port, "unit": "openclaw-gateway@1.service"}
-    result = gate(replica)
+    result = gate(replica, deadline=2)
     assert result["failed"] and result["replicas"][0]["probes"] > 1 and "has failed" not in result["msg"]
     assert "journalctl -u openclaw-gateway@1.service" in result["msg"] and "why it ended" in result["msg"]
 
@@ -234,3 +244,41 @@ def test_a_healthy_replica_shows_no_journal(gateway, gate, units):
     units("active", 0)
     result = gate(gateway(STARTED).replica(unit="openclaw-gateway@1.service"))
     assert not result["failed"] and "why it ended" not in json.dumps(result)
+
+
+class TestTurn:
+    """A replica that gets ready and fails every turn is not healthy."""
+
+    def test_it_answers(self, gateway, gate):
+        one = gateway(STARTED)
+        result = gate(one.replica(), turn="Say OK.", token="t0ken")
+        assert not result["failed"] and result["replicas"][0]["seen"] == "healthy, and it answered a message"
+        assert one.messages == [("/api/v1/message", "Bearer t0ken", {"channel": "health", "user_id": "node1-1", "message": "Say OK."})]
+
+    @pytest.mark.parametrize(
+        "reply, said",
+        [
+            ((502, {"error": {"message": "All providers failed."}}), "a message was answered with HTTP 502, All providers failed."),
+            ((200, b"<html>"), "a message was answered with HTTP 200 without JSON"),
+            ((200, {"status": "ok"}), "a message was answered with HTTP 200, status ok"),
+        ],
+    )
+    def test_it_does_not(self, gateway, gate, reply, said):
+        one = gateway(STARTED)
+        one.reply = reply
+        result = gate(one.replica(), turn="Say OK.")
+        assert result["failed"] and said in result["msg"] and result["replicas"][0]["healthy"] is False
+
+    def test_only_a_healthy_one_is_asked_and_a_dry_run_asks_none(self, gateway, gate):
+        one = gateway(STARTING)
+        assert gate(one.replica(), turn="Say OK.")["failed"] and not one.messages
+        one = gateway(STARTED)
+        assert not gate(one.replica(), turn="Say OK.", check=True)["failed"] and not one.messages
+
+    def test_silence_ends(self, gate, silent_port):
+        from ansible_collections.openclaw.ha.plugins.module_utils import health
+
+        seen = health.turn({"id": "a", "address": "127.0.0.1", "port": silent_port}, "", "hello", 0.2)
+        assert not seen.ok and seen.seen == "no answer to a message within 0.2 s"
+        seen = health.turn({"id": "a", "address": "127.0.0.1", "port": free_port()}, "", "hello", 0.2)
+        assert not seen.ok and seen.seen.startswith("no answer to a message: ")

@@ -69,6 +69,7 @@ def host(program, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{directory}:/usr/bin:/bin")
     (tmp_path / "etc").mkdir()
     (tmp_path / "var").mkdir()
+    (tmp_path / "systemd").mkdir()
     (tmp_path / "inputs" / "node_modules").mkdir(parents=True)
     (tmp_path / "inputs" / "index.js").write_text("one")
     (tmp_path / "secrets").write_text("SECRET=1")
@@ -108,6 +109,7 @@ def have(run_module, host):
             "environment": {"PATH": "/usr/bin:/bin"},
             "inputs": [str(host.path / "inputs"), str(host.path / "secrets")],
             "key_file": str(host.path / "secrets"),
+            "unit_directory": str(host.path / "systemd"),
             **more,
         }
         return run_module(gateway_replica, check=check, **arguments)
@@ -216,6 +218,69 @@ def test_the_check_leaves_nothing_behind_and_runs_only_for_a_changed_configurati
     checked.unlink()
     have()
     assert not checked.exists()
+
+
+def test_its_limits_are_its_own(have, host):
+    have(limits={"MemoryMax": "2G", "CPUWeight": 100})
+    limits = host.path / "systemd" / f"{UNIT}.d" / "limits.conf"
+    assert limits.read_text() == "[Service]\nMemoryMax=2G\nCPUWeight=100\n" and mode(limits) == 0o644
+    assert not have(limits={"MemoryMax": "2G", "CPUWeight": 100})["changed"]
+    result = have(limits={"MemoryMax": "3G", "CPUWeight": 100})
+    assert result["actions"] == ["restart"] and "MemoryMax=3G" in limits.read_text()
+    have(state="absent")
+    assert not limits.parent.exists()
+
+
+class TestVersions:
+    """Each has its state in a directory of its own."""
+
+    @pytest.fixture
+    def run(self, have, host):
+        def version(number, check=False):
+            home = host.path / "var" / "1"
+            state = home / number / "state"
+            environment = {"PATH": "/usr/bin:/bin", "OPENCLAW_STATE_DIR": str(state)}
+            result = have(check=check, state_directory=str(state), directories=[str(home), str(home / number)], environment=environment)
+            assert not result["failed"], result
+            return result, home / number
+
+        return version
+
+    def test_a_newer_one_goes_on_with_a_copy(self, run, host):
+        _result, old = run("2026.9.5")
+        (old / "state" / "sessions").mkdir(mode=0o700)
+        (old / "state" / "sessions" / "login.json").write_text("a login")
+        (old / "state" / "sessions" / "login.json").chmod(0o600)
+        (old / "state" / "link").symlink_to("sessions/login.json")
+        host.calls()
+        result, new = run("2026.9.6", check=True)
+        assert str(new) in result["files"] and not new.exists() and host.calls() == []
+        result, new = run("2026.9.6")
+        assert host.calls() == ["stop", "start"] == ["stop", *result["actions"]]
+        assert (new / "state" / "sessions" / "login.json").read_text() == "a login" and mode(new / "state" / "sessions" / "login.json") == 0o600
+        assert (new / "state" / "link").is_symlink() and mode(new / "state" / "sessions") == 0o700
+        assert (old / "state" / "sessions" / "login.json").exists()
+        (new / "state" / "sessions" / "login.json").write_text("a new login")
+        assert not run("2026.9.6")[0]["changed"]
+        assert (new / "state" / "sessions" / "login.json").read_text() == "a new login"
+
+    def test_an_older_one_goes_on_with_what_it_had_and_the_newer_one_then_with_that(self, run):
+        _result, old = run("2026.9.5")
+        (old / "state" / "note").write_text("before")
+        _result, new = run("2026.9.6")
+        (new / "state" / "note").write_text("migrated")
+        run("2026.9.5")
+        assert (old / "state" / "note").read_text() == "before"
+        (old / "state" / "note").write_text("later")
+        run("2026.9.6")
+        assert (new / "state" / "note").read_text() == "later"
+
+    def test_a_copy_that_was_cut_short_is_made_anew(self, run, host):
+        _result, old = run("2026.9.5")
+        (old / "state" / "note").write_text("whole")
+        (host.path / "var" / "1" / "2026.9.6.partial").mkdir()
+        _result, new = run("2026.9.6")
+        assert (new / "state" / "note").read_text() == "whole" and not (host.path / "var" / "1" / "2026.9.6.partial").exists()
 
 
 class TestCheckMode:

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { readFileSync } from "node:fs";
+import { peersIn } from "./peers.js";
 
 /** Default of every optional setting. Times carry their unit in the name. */
 export const DEFAULTS = Object.freeze({
@@ -45,8 +46,8 @@ export const DEFAULTS = Object.freeze({
  * Settings of this replica: the plugin's configuration over the defaults, with secrets from the environment.
  * @param {object} given `plugins.entries.shared-state.config` of openclaw.json
  * @param {Record<string, string|undefined>} env process environment
- * @returns {object} frozen settings
- * @throws {Error} when a required setting is missing, or a file of "tls" cannot be read
+ * @returns {object} frozen settings; `peers` is what "peersFile" holds now, where that is given
+ * @throws {Error} when a required setting is missing, or a file of "tls" or "peersFile" cannot be read
  */
 export function resolveConfig(given = {}, env = process.env) {
   const config = { ...DEFAULTS, ...given };
@@ -58,8 +59,12 @@ export function resolveConfig(given = {}, env = process.env) {
   }
   // Longer than a turn may take, so that a waiting turn outlives the one it waits for.
   config.lockWaitMs ??= (config.turnTimeoutSeconds + 5) * 1000;
+  const peers = config.peersFile ? peersIn(config.peersFile, config.replica) : () => config.peers;
   return Object.freeze({
     ...config,
+    get peers() {
+      return peers();
+    },
     // Both sides show a certificate of the cluster's own authority.
     tls: config.tls && Object.fromEntries(Object.entries(config.tls).map(([name, path]) => [name, readFileSync(path)])),
     redisPassword: env.OPENCLAW_HA_REDIS_PASSWORD || undefined,

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { createHash } from "node:crypto";
+import { readFileSync, statSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { postJson, readBody, sendError, sendJson } from "./http.js";
 import { HttpError, outcomeUnknown } from "./request.js";
@@ -16,6 +17,8 @@ const NO_CLIENT = "192.0.2.1";
 const SETTLE_WAIT_MS = 5000;
 const POLL_MS = 100;
 const QUESTION_MAX_BYTES = 4096;
+/** Between two looks at the file of peers. */
+const LOOK_MS = 1000;
 
 /**
  * What one replica knows of a conversation.
@@ -44,6 +47,38 @@ export function chooseOwner(conversation, replicas) {
   const better = (a, b) => a.known - b.known || (weight(conversation, a) > weight(conversation, b) ? 1 : -1);
   const best = candidates.reduce((a, b) => (better(a, b) >= 0 ? a : b));
   return replicas.find(({ replica }) => replica === best.replica);
+}
+
+/**
+ * The peers in a file, which is looked at again when it was changed: replicas come and go without a restart of the others.
+ * @param {string} path JSON list of {id, url}, this replica among them
+ * @param {string} self this replica
+ * @returns {() => {id: string, url: string}[]} the others; what cannot be read does not change them
+ * @throws {Error} when it cannot be read at first
+ */
+export function peersIn(path, self, now = Date.now) {
+  let peers = [];
+  let version;
+  let looked = now();
+  const look = () => {
+    const { mtimeMs, size, ino } = statSync(path);
+    const seen = `${mtimeMs} ${size} ${ino}`;
+    if (seen === version) return;
+    peers = JSON.parse(readFileSync(path, "utf8")).filter(({ id, url }) => id !== self && URL.canParse(url));
+    version = seen;
+  };
+  look();
+  return () => {
+    if (now() - looked >= LOOK_MS) {
+      looked = now();
+      try {
+        look();
+      } catch {
+        /* it is being replaced */
+      }
+    }
+    return peers;
+  };
 }
 
 /** Aborts after a time, but not before what has arrived meanwhile was read: a busy process is late itself. */

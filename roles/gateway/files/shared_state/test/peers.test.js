@@ -4,10 +4,14 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import http from "node:http";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterEach, beforeEach, test } from "node:test";
+import { resolveConfig } from "../lib/config.js";
 import { Metrics } from "../lib/metrics.js";
-import { chooseOwner, FORWARDED, Peers } from "../lib/peers.js";
+import { chooseOwner, FORWARDED, Peers, peersIn } from "../lib/peers.js";
 import { assemble, FakeRedis, gateway, post, replica } from "./support/rig.js";
 
 const NAMES = ["A", "B", "C"];
@@ -334,4 +338,39 @@ test("a host that others trust as a proxy names a client to them, and no other h
     assert.equal(seen, named);
     peer.close();
   }
+});
+
+test("peers in a file come and go without a restart, and what cannot be read changes nothing", async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), "peers-"));
+  t.after(() => rm(directory, { recursive: true }));
+  const path = join(directory, "peers.json");
+  const list = (...names) => JSON.stringify(names.map((id) => ({ id, url: `http://192.0.2.1/${id}` })));
+  let now = 0;
+  assert.throws(() => peersIn(path, "A"), /ENOENT/);
+  await writeFile(path, list("A", "B"));
+  const peers = peersIn(path, "A", () => now);
+  const names = () => peers().map(({ id }) => id);
+  assert.deepEqual(names(), ["B"]);
+  await writeFile(path, list("A", "B", "C"));
+  assert.deepEqual(names(), ["B"], "not at each use");
+  now = 1000;
+  assert.deepEqual(names(), ["B", "C"]);
+  await writeFile(path, "[{");
+  now = 2000;
+  assert.deepEqual(names(), ["B", "C"]);
+  await rm(path);
+  now = 3000;
+  assert.deepEqual(names(), ["B", "C"]);
+  await writeFile(path, JSON.stringify([{ id: "C", url: "nonsense" }, { id: "B", url: "http://192.0.2.1" }]));
+  now = 4000;
+  assert.deepEqual(names(), ["B"]);
+});
+
+test("the settings name the peers of the file as they are now", async (t) => {
+  const directory = await mkdtemp(join(tmpdir(), "peers-"));
+  t.after(() => rm(directory, { recursive: true }));
+  const path = join(directory, "peers.json");
+  await writeFile(path, '[{"id":"A","url":"http://192.0.2.1"},{"id":"B","url":"http://192.0.2.2"}]');
+  const config = resolveConfig({ replica: "A", spoolDir: directory, redis: {}, peersFile: path }, {});
+  assert.deepEqual(config.peers, [{ id: "B", url: "http://192.0.2.2" }]);
 });

@@ -1,0 +1,176 @@
+# Copyright: the openclaw.ha contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Replicas are changed under load: nobody notices, a bad release undoes itself, and a run that dies can be made again.
+
+Evidence: ``.cache/rolling/<cluster>/<test>``, in the form of tests/traffic.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lab.cluster import ROOT
+from lab.cluster import Cluster as LabCluster
+from lab.shell import wait_for
+from tests.history.faults import execute, main_pid, started
+from tests.redis.playbook import run as play
+from tests.rolling.releases import BAD, bad_release
+from tests.traffic.faults import Broken
+from tests.traffic.load import TrafficOptions
+from tests.traffic.report import heading, row
+from tests.traffic.run import Timing, run
+
+SECONDS = 880
+#: Short, so that a bad release is known to be bad while the test is young.
+LIMITS = {"gateway_health_deadline": 60, "gateway_rollout_soak": 45}
+
+
+def roll(cluster, **variables):
+    return play(cluster.name, "rolling_upgrade", variables={**LIMITS, **variables}, check=False, seconds=800)
+
+
+def processes(cluster):
+    """The processes of all replicas."""
+    return {replica["id"]: main_pid(cluster, replica["host"], replica["unit"]) for replica in cluster.topology["replicas"]}
+
+
+def version(cluster, replica):
+    environment = execute(cluster, replica["host"], "cat", f"/etc/openclaw/gateway/{replica['instance']}/replica.env")
+    return next(line.rsplit("/", 1)[1].strip('"') for line in environment.splitlines() if line.startswith("OPENCLAW_RELEASE="))
+
+
+def leftovers(cluster):
+    """Switches and records that a run has left."""
+    hosts = sorted({replica["host"] for replica in cluster.topology["replicas"]})
+    look = "ls -d /var/lib/openclaw/rolling/* /var/lib/openclaw-agent/drain/* 2>/dev/null || true"
+    return {host: found for host in hosts if (found := execute(cluster, host, "sh", "-c", look))}
+
+
+def under_load(cluster, directory, name, change):
+    """Change something while clients talk; what they saw, and what the change returned."""
+    changed = []
+
+    @contextlib.contextmanager
+    def fault(cluster):
+        at = time.monotonic()
+        changed.append(change(cluster))
+        yield Broken(at)
+
+    result = run(
+        TrafficOptions(seconds=SECONDS), fault, cluster=cluster, directory=directory / name.replace(" ", "-"), name=name, timing=Timing(hold=0)
+    )
+    print(f"\n{heading()}\n{row(result)}", file=sys.stderr)
+    assert result["history"]["ok"], result["history"]["violations"][:10] or result["history"]["unsettled"]
+    return result["traffic"], changed[0]
+
+
+def nothing_failed(traffic):
+    for kind in ("get", "message", "stream"):
+        assert not traffic[kind]["failed"] and not traffic[kind]["cut"] and not traffic[kind]["unsent"], (kind, traffic[kind])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_it_was(cluster):
+    """The inventory's settings, when all is over."""
+    yield
+    played = roll(cluster, gateway_rollout_soak=0)
+    assert played.code == 0, played.output[-3000:]
+    assert not leftovers(cluster)
+
+
+@pytest.fixture
+def good(cluster):
+    """The version that all replicas run, before the test and after it."""
+    (found,) = {version(cluster, replica) for replica in cluster.topology["replicas"]}
+    assert not leftovers(cluster)
+    yield found
+    assert {version(cluster, replica) for replica in cluster.topology["replicas"]} == {found}
+    assert not leftovers(cluster)
+
+
+@pytest.mark.smoke
+def test_a_setting_is_changed_and_nobody_notices(cluster, good, evidence_directory):
+    before = processes(cluster)
+    traffic, played = under_load(cluster, evidence_directory, "a setting", lambda one: roll(one, gateway_environment={"ROLLED": "1"}))
+    assert played.code == 0, played.output[-3000:]
+    nothing_failed(traffic)
+    after = processes(cluster)
+    assert all(after[name] != before[name] for name in before)
+    assert not leftovers(cluster)
+
+
+@pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.smoke] if how == "fails every turn" else []) for how in BAD])
+def test_a_bad_release_undoes_itself(cluster, good, evidence_directory, how):
+    before = processes(cluster)
+    with bad_release(cluster, how, good) as bad:
+        traffic, played = under_load(cluster, evidence_directory, how, lambda one: roll(one, gateway_version=bad))
+        first = [name for name, pid in processes(cluster).items() if pid != before[name]]
+        assert played.code == 2 and len(first) == 1, played.output[-3000:]
+        assert f"{first[0]} did not take {bad} or its new settings: " in played.output
+        assert "It is back to what it was before, serves again, and all other replicas were left alone." in played.output
+        assert {version(cluster, replica) for replica in cluster.topology["replicas"]} == {good}
+        assert not leftovers(cluster)
+    said = {"never ready": "is not healthy after", "fails every turn": "a message was answered with HTTP", "leaks": "of its memory limit"}[how]
+    assert said in played.output
+    if how == "leaks":
+        # It serves while it is watched, and is drained again: even so nothing fails.
+        assert f"{first[0]}: after " in played.output
+    nothing_failed(traffic)
+
+
+#: What a run prints when it comes to a step: there the controller dies.
+STEPS = ("Turn the switch of its agent", "Wait until no balancer has a request on", "Configure and run", "Have it prove that", "Have the balancers send requests to")
+
+
+@pytest.mark.parametrize("step", [pytest.param(step, marks=[pytest.mark.smoke] if step == STEPS[2] else []) for step in STEPS])
+def test_a_run_that_is_killed_can_be_made_again(cluster, good, step):
+    lab = LabCluster(cluster.name)
+    variables = json.dumps({**LIMITS, "gateway_environment": {"KILLED": step}, "gateway_rollout_soak": 0})
+    command = [ROOT / ".venv/bin/ansible-playbook", *lab.inventories, ROOT / "playbooks/rolling_upgrade.yml", "--extra-vars", variables]
+    environment = os.environ | {
+        "ANSIBLE_NOCOLOR": "1",
+        "ANSIBLE_FORCE_COLOR": "0",
+        "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+        "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".collections"),
+        "PYTHONUNBUFFERED": "1",
+    }
+    words = [str(word) for word in command]
+    with subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True) as killed:
+        seen = []
+        for line in killed.stdout:
+            seen.append(line)
+            if line.startswith("TASK") and step in line:
+                os.killpg(killed.pid, signal.SIGKILL)
+                break
+    assert any(step in line for line in seen), "".join(seen)[-3000:]
+    played = roll(cluster, gateway_environment={"KILLED": step}, gateway_rollout_soak=0)
+    assert played.code == 0, played.output[-3000:]
+    assert not leftovers(cluster)
+    for replica in cluster.topology["replicas"]:
+        running = execute(cluster, replica["host"], "sh", "-c", f"tr '\\0' '\\n' < /proc/{main_pid(cluster, replica['host'], replica['unit'])}/environ")
+        assert started(replica) and f"KILLED={step}" in running.splitlines()
+
+
+@pytest.mark.smoke
+def test_a_peer_that_dies_stops_the_run_before_the_next_drain(cluster, good):
+    *_others, last = cluster.topology["replicas"]
+    before = processes(cluster)
+    execute(cluster, last["host"], "systemctl", "mask", "--runtime", "--now", last["unit"])
+    try:
+        wait_for("the agent's word", lambda: '"down"' in execute(cluster, last["host"], "openclaw-agent", "status", "--json", last["id"]), 30)
+        played = roll(cluster, gateway_environment={"PEER": "dead"}, gateway_rollout_patience=2)
+        assert played.code == 2 and f"is left as it is: {last['id']} is down" in played.output, played.output[-3000:]
+        after = processes(cluster)
+        assert all(after[name] == before[name] for name in before if name != last["id"])
+        assert not leftovers(cluster)
+    finally:
+        execute(cluster, last["host"], "systemctl", "unmask", "--runtime", last["unit"])
+        execute(cluster, last["host"], "systemctl", "start", last["unit"])
+    wait_for(f"{last['id']} is back", lambda: started(last), 120)

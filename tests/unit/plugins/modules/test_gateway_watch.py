@@ -1,0 +1,109 @@
+"""gateway_watch with a systemctl on disk, an agent on loopback and control groups in a directory."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import re
+import threading
+
+import pytest
+
+from ansible_collections.openclaw.ha.plugins.modules import gateway_watch
+
+UNIT = "openclaw-gateway@1.service"
+SYSTEMCTL = """
+import pathlib
+print((pathlib.Path(__file__).parent / "shown").read_text(), end="")
+"""
+
+
+@pytest.fixture
+def watched(program, tmp_path, monkeypatch, run_module):
+    directory = program("systemctl", SYSTEMCTL).parent
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    (tmp_path / "cgroups/gateway").mkdir(parents=True)
+
+    class Watched:
+        status, looks, at_look = "ok", 0, {}
+
+        def unit(self, **changed):
+            shown = {
+                "ActiveState": "active",
+                "NRestarts": "2",
+                "InvocationID": "a",
+                "Result": "success",
+                "ControlGroup": "/gateway",
+                "MemoryMax": "1000",
+            }
+            (directory / "shown").write_text("".join(f"{key}={value}\n" for key, value in (shown | changed).items()))
+
+        def memory(self, held):
+            (tmp_path / "cgroups/gateway/memory.stat").write_text(f"anon {held}\nfile 999999\n")
+
+        def run(self, **options):
+            replica = {"id": "a-1", "address": "127.0.0.1", "verdict_port": server.server_address[1]}
+            given = {"seconds": 0.5, "interval": 0.05, "cgroups": str(tmp_path / "cgroups")}
+            return run_module(gateway_watch, replica=replica, unit=UNIT, **(given | options))
+
+    found = Watched()
+    found.unit()
+    found.memory(500)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *_arguments):
+            pass
+
+        def do_GET(self):
+            found.looks += 1
+            found.at_look.get(found.looks, lambda: None)()
+            text = json.dumps({"replica": "a-1", "status": found.status, "checks": {"gateway": True}, "problems": ["gateway: it is gone"]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    yield found
+    server.shutdown()
+    server.server_close()
+
+
+def test_one_that_stays_well(watched):
+    result = watched.run(seconds=2)
+    assert not result["failed"] and not result["changed"] and result["looks"] >= 2 and result["memory_percent"] == 50
+
+
+def test_a_dry_run_looks_once(watched):
+    assert watched.run(check=True, seconds=60)["looks"] == 1
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda one: one.unit(NRestarts="3", Result="oom-kill"), "its unit has been started anew (result oom-kill)."),
+        (lambda one: one.unit(InvocationID="b"), "its unit has been started anew (result success)."),
+        (lambda one: one.unit(ActiveState="failed"), "its unit is failed."),
+        (lambda one: one.memory(900), "it holds 90 % of its memory limit, and 90 % counts as a leak."),
+        (lambda one: setattr(one, "status", "down"), "its agent says down: gateway: it is gone."),
+    ],
+)
+def test_one_that_gets_worse(watched, change, said):
+    watched.at_look[3] = lambda: change(watched)
+    result = watched.run(seconds=60)
+    assert result["failed"] and re.fullmatch(rf"a-1: after \d+ s of 60 s, {re.escape(said)}", result["msg"]), result
+    assert result["looks"] >= 3
+
+
+def test_degraded_is_well_enough(watched):
+    watched.status = "degraded"
+    assert not watched.run()["failed"]
+
+
+@pytest.mark.parametrize("shown", [{"MemoryMax": "infinity"}, {"ControlGroup": "/elsewhere"}, {"MemoryMax": ""}])
+def test_without_a_limit_memory_is_nobodys_concern(watched, shown):
+    watched.unit(**shown)
+    result = watched.run(memory_percent=1)
+    assert not result["failed"] and result["memory_percent"] is None
