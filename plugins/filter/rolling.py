@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.openclaw.ha.plugins.module_utils import rolling
+from ansible_collections.openclaw.ha.plugins.module_utils import rolling, rollout_report
 
 
 class FilterModule:
     """Ansible's entry point."""
 
     def filters(self):
-        return {"canary_problem": rolling.judge_canary}
+        return {"canary_problem": rolling.judge_canary, "rollout_report": rollout_report.collect, "rollout_page": rollout_report.page}

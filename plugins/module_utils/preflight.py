@@ -610,6 +610,25 @@ def _agent(cluster):
     yield from cluster.judge("agent_partner", gateways, check_partner)
 
 
+def _rollout(cluster):
+    least = {
+        "gateway_rollout_max_unavailable": 1,
+        "gateway_rollout_patience": 0,
+        "gateway_rollout_drain_deadline": 0,
+        "gateway_rollout_soak": 0,
+        "gateway_rollout_error_percent": 0,
+        "gateway_rollout_memory_percent": 1,
+    }
+    for name, smallest in least.items():
+
+        def check(host, value, name=name, smallest=smallest):
+            # What is no number has a sentence of its own.
+            if isinstance(value, (int, float)) and value < smallest:
+                yield _say(name, value, f"{smallest} or more", "correct it")
+
+        yield from cluster.judge(name, cluster.members("openclaw_gateways"), check)
+
+
 def _types(cluster):
     """Pairs of variable and sentence for values that a role's own argument_specs would refuse, but later."""
     for role, options in cluster.specs.items():
@@ -652,6 +671,7 @@ CHECKS = (
     _certificates,
     _stateless,
     _agent,
+    _rollout,
 )
 
 

@@ -387,7 +387,10 @@ def main():
     answer = {
         "changed": stale or any(one["before"] != one["after"] or one["cut"] for one in results),
         "replicas": results,
-        "servers": [{"id": name, "state": one.state, "status": one.status, "takes": one.takes, "sessions": one.sessions} for name, one in after.items()],
+        "servers": [
+            {"id": name, "state": one.state, "status": one.status, "takes": one.takes, "sessions": one.sessions, "requests": one.requests, "errors": one.errors}
+            for name, one in after.items()
+        ],
         "diff": {side: "".join(f"{one['id']}: {one[side]}\n" for one in results) for side in ("before", "after")},
     }
     if failures:

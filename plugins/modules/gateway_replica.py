@@ -18,9 +18,9 @@ description:
   - A process carries a digest of everything it was started with. The unit is restarted when that differs from what is
     on the disk, so a change made by an earlier, interrupted run is not forgotten. A restart waits until the gateway
     has finished the turns it was answering.
-  - A release keeps its state in a directory named after its version, beside that of C(state_directory)'s. When the version becomes a newer
-    one, the replica is stopped and the new directory becomes a copy of the old one, whatever was in it; the old one stays as it is, for the
-    way back. An older release goes on with what it had left, or begins anew: it refuses what a newer one has stored.
+  - A release keeps its state in a directory named after its version, which holds O(state_directory). When the version becomes a newer one,
+    the replica is stopped and the new directory becomes a copy of the old one, whatever was in it; the old one stays as it is, for the
+    way back. An older release goes on with what it had left, or begins anew, because it refuses what a newer one has stored.
   - A configuration that the release itself calls invalid is refused before anything is touched, so a replica that
     runs goes on running.
   - It does not wait for the replica to get healthy; M(openclaw.ha.gateway_health) does.

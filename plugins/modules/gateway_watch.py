@@ -86,9 +86,14 @@ def memory_percent(shown, cgroups):
     return round(100 * held / int(limit), 1) if limit.isdigit() and int(limit) and held is not None else None
 
 
-def problem(seen, shown, first, most):
+#: Looks in a row without an answer of the agent that are forgiven: it may have nothing to run on for a moment.
+SILENT_LOOKS = 5
+
+
+def problem(seen, silent, shown, first, most):
     """What is wrong with a replica, as a clause; empty when it is well.
 
+    :param silent: looks in a row in which its agent has not answered
     :param seen: its verdict, a ``health.Sight``
     :param shown: properties of its unit now; ``first``: those of the first look
     :param most: (share of memory that it holds or None, share at which it leaks)
@@ -98,7 +103,7 @@ def problem(seen, shown, first, most):
         return f"its unit is {shown.get('ActiveState') or 'unknown'}"
     if shown.get("NRestarts") != first.get("NRestarts") or shown.get("InvocationID") != first.get("InvocationID"):
         return f"its unit has been started anew (result {shown.get('Result') or 'unknown'})"
-    if seen.verdict.get("status") not in SERVING:
+    if silent > SILENT_LOOKS or (not silent and seen.verdict.get("status") not in SERVING):
         return f"its agent says {seen.seen}"
     if share is not None and share >= limit:
         return f"it holds {share:g} % of its memory limit, and {limit} % counts as a leak"
@@ -118,7 +123,7 @@ def main():
         supports_check_mode=True,
     )
     params = module.params
-    replica, first, looks, largest = params["replica"], None, 0, None
+    replica, first, looks, silent, largest = params["replica"], None, 0, 0, None
     began = time.monotonic()
     while True:
         seen = health.look({**replica, "port": replica["verdict_port"]}, health.VERDICT)
@@ -129,8 +134,9 @@ def main():
         share = memory_percent(shown, params["cgroups"])
         largest = share if largest is None else max(largest, share or 0)
         looks += 1
+        silent = 0 if seen.verdict else silent + 1
         passed = time.monotonic() - began
-        wrong = problem(seen, shown, first, (share, params["memory_percent"]))
+        wrong = problem(seen, silent, shown, first, (share, params["memory_percent"]))
         if wrong:
             module.fail_json(msg=f"{replica['id']}: after {passed:.0f} s of {params['seconds']:g} s, {wrong}.", looks=looks, memory_percent=largest)
         if passed >= params["seconds"] or module.check_mode:

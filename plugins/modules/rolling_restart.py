@@ -16,7 +16,7 @@ description:
     taken, and why; it waits for peers that are not well for as long as O(patience), and then fails with their names.
   - Before a replica is touched, what it is to be changed from is copied beside it (the record). A run that finds a record goes on
     where the run before has ended, and RV(step) is V(resume).
-  - O(state=back) puts the files of the record back and starts the unit with them. O(state=done) forgets the record.
+  - O(state=back) puts the files of the record back and starts the unit with them, where anything was changed since. O(state=done) forgets the record.
   - Draining, changing, checking and putting back are tasks of their own; see C(roles/gateway/tasks/roll.yml).
 options:
   replica:
@@ -149,6 +149,11 @@ class Record:
             os.fsync(stream.fileno())
         os.replace(f"{self.path}.new", self.path)
 
+    @staticmethod
+    def is_current(files):
+        """Whether nothing has been changed since."""
+        return all(content(path) == (None if kept is None else content(kept)) for path, kept in files.items())
+
     def restore(self, files):
         """Put all files back; those that did not exist are removed."""
         for path, kept in files.items():
@@ -168,6 +173,15 @@ class Record:
                 os.unlink(self.path)
             shutil.rmtree(self.directory)
         return existed
+
+
+def content(path):
+    """Bytes of a file, None where there is none."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
 
 
 def copy(source, target):
@@ -203,15 +217,18 @@ def decide(params, units, record, waits):
 
 
 def go_back(params, units, record):
+    """Returns whether there was something to go back to, and whether anything had to be done for it."""
     known = record.read()
     if known is None or not any(known["files"].values()):
-        return False
+        return False, False
+    if record.is_current(known["files"]) and units.show(params["unit"]).get("ActiveState") == "active":
+        return True, False
     units.do("stop", "--", params["unit"])
     record.restore(known["files"])
     units.do("daemon-reload")
     units.do("reset-failed", "--", params["unit"])
     units.do("start", "--", params["unit"])
-    return True
+    return True, True
 
 
 def main():
@@ -239,8 +256,9 @@ def main():
             there = os.path.lexists(record.directory)
             module.exit_json(changed=there if module.check_mode else record.forget())
         if params["state"] == "back":
-            possible = record.read() is not None if module.check_mode else go_back(params, units, record)
-            module.exit_json(changed=possible, possible=possible)
+            known = record.read() is not None
+            possible, changed = (known, known) if module.check_mode else go_back(params, units, record)
+            module.exit_json(changed=changed, possible=possible)
         step, waited = decide(params, units, record, not module.check_mode)
         if isinstance(step, str):
             module.fail_json(msg=f"{name}: {step}; it cannot be drained without: see systemctl status openclaw-agent. Nothing was changed.")

@@ -35,18 +35,23 @@ BAD = {
     "leaks": ("2026.9.93", "const held = []; setInterval(() => held.push(Buffer.alloc(5e7, 1)), 500);"),
 }
 
-#: Runs on a host. Arguments: the good release, the bad one, its version, the lines. The files are links to those of the good one but for two.
+#: Runs on a host. Arguments: the good release, the bad one, its version, the lines. The files are links to those of the good one but for three.
 MAKE = """
 import json, os, pathlib, shutil, subprocess, sys
 good, bad, version, lines = sys.argv[1:]
 shutil.rmtree(bad, ignore_errors=True)
 subprocess.run(["cp", "--archive", "--link", good, bad], check=True)
 package = pathlib.Path(bad, "node_modules/openclaw")
-manifest = json.loads((package / "package.json").read_text())
+manifest, built = (json.loads((package / path).read_text()) for path in ("package.json", "dist/build-info.json"))
 launcher = (package / "openclaw.mjs").read_text().split("\\n")
 first = 1 if launcher[0].startswith("#!") else 0
 launcher.insert(first, 'if (process.argv.includes("run")) { ' + lines + ' }')
-for path, text in (("package.json", json.dumps(manifest | {"version": version})), ("openclaw.mjs", "\\n".join(launcher))):
+files = {
+    "package.json": json.dumps(manifest | {"version": version}),
+    "dist/build-info.json": json.dumps(built | {"version": version}),
+    "openclaw.mjs": "\\n".join(launcher),
+}
+for path, text in files.items():
     (package / path).unlink()
     (package / path).write_text(text)
 """

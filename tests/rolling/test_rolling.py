@@ -22,7 +22,7 @@ from lab.shell import wait_for
 from tests.history.faults import execute, main_pid, started
 from tests.redis.playbook import run as play
 from tests.rolling.releases import BAD, bad_release
-from tests.traffic.faults import Broken
+from tests.traffic.faults import Broken, one_holder
 from tests.traffic.load import TrafficOptions
 from tests.traffic.report import heading, row
 from tests.traffic.run import Timing, run
@@ -126,7 +126,7 @@ def test_a_bad_release_undoes_itself(cluster, good, evidence_directory, how):
 
 
 #: What a run prints when it comes to a step: there the controller dies.
-STEPS = ("Turn the switch of its agent", "Wait until no balancer has a request on", "Configure and run", "Have it prove that", "Have the balancers send requests to")
+STEPS = ("Turn the switch of its agent]", "Have each balancer make it drained", "Configure and run", "Have it prove that", "Have each balancer make it ready")
 
 
 @pytest.mark.parametrize("step", [pytest.param(step, marks=[pytest.mark.smoke] if step == STEPS[2] else []) for step in STEPS])
@@ -146,7 +146,7 @@ def test_a_run_that_is_killed_can_be_made_again(cluster, good, step):
         seen = []
         for line in killed.stdout:
             seen.append(line)
-            if line.startswith("TASK") and step in line:
+            if line.startswith("TASK") and step in line and "only a look" not in line:
                 os.killpg(killed.pid, signal.SIGKILL)
                 break
     assert any(step in line for line in seen), "".join(seen)[-3000:]
@@ -160,7 +160,8 @@ def test_a_run_that_is_killed_can_be_made_again(cluster, good, step):
 
 @pytest.mark.smoke
 def test_a_peer_that_dies_stops_the_run_before_the_next_drain(cluster, good):
-    *_others, last = cluster.topology["replicas"]
+    # Its host has its turn last, so others are asked first.
+    (last,) = [replica for replica in cluster.topology["replicas"] if replica["host"] == one_holder(cluster)]
     before = processes(cluster)
     execute(cluster, last["host"], "systemctl", "mask", "--runtime", "--now", last["unit"])
     try:

@@ -985,3 +985,15 @@ def test_turns_that_nginx_would_cut_are_warned_of(case, engine, seconds, warned)
 def test_turns_that_haproxy_would_cut_are_warned_of(case, engine, silence, warned):
     case.set(balancer_engine=engine, balancer_timeout_server=silence, gateway_turn_timeout=120)
     assert bool([text for text in case.warnings() if text.startswith("balancer_timeout_server: found 119 s")]) == warned
+
+
+@pytest.mark.parametrize(
+    "values, start",
+    [
+        ({"gateway_rollout_max_unavailable": 0}, "gateway_rollout_max_unavailable: found 0; allowed 1 or more; correct it."),
+        ({"gateway_rollout_soak": -1}, "gateway_rollout_soak: found -1; allowed 0 or more; correct it."),
+    ],
+)
+def test_a_rollout_that_cannot_be(case, values, start):
+    refused(case.set(**values), start)
+    assert case.set(**dict.fromkeys(values, 1)).problems() == []

@@ -26,7 +26,7 @@ def watched(program, tmp_path, monkeypatch, run_module):
     (tmp_path / "cgroups/gateway").mkdir(parents=True)
 
     class Watched:
-        status, looks, at_look = "ok", 0, {}
+        status, looks, at_look, silent = "ok", 0, {}, ()
 
         def unit(self, **changed):
             shown = {
@@ -58,6 +58,8 @@ def watched(program, tmp_path, monkeypatch, run_module):
         def do_GET(self):
             found.looks += 1
             found.at_look.get(found.looks, lambda: None)()
+            if found.looks in found.silent:
+                return
             text = json.dumps({"replica": "a-1", "status": found.status, "checks": {"gateway": True}, "problems": ["gateway: it is gone"]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(text)))
@@ -95,6 +97,14 @@ def test_one_that_gets_worse(watched, change, said):
     result = watched.run(seconds=60)
     assert result["failed"] and re.fullmatch(rf"a-1: after \d+ s of 60 s, {re.escape(said)}", result["msg"]), result
     assert result["looks"] >= 3
+
+
+def test_an_agent_that_is_silent_for_a_moment_is_forgiven_and_for_longer_it_is_not(watched):
+    watched.silent = {2, 3}
+    assert not watched.run(seconds=2)["failed"] and watched.looks > 3
+    watched.silent = range(1000)
+    result = watched.run(seconds=60)
+    assert result["failed"] and "its agent says no answer" in result["msg"] and result["looks"] == gateway_watch.SILENT_LOOKS + 1
 
 
 def test_degraded_is_well_enough(watched):

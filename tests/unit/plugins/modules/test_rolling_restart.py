@@ -184,6 +184,14 @@ def test_back_means_the_files_as_they_were_and_a_unit_that_runs_with_them(host):
     assert host.run("done")["changed"] and not host.record.exists() and not host.run("done")["changed"]
 
 
+def test_what_was_not_changed_yet_is_left_running(host):
+    host.run()
+    result = host.run("back")
+    assert result["possible"] and not result["changed"] and not host.verbs()
+    (host.bin / "active").write_text("inactive")
+    assert host.run("back")["changed"] and host.verbs()[-1] == "start"
+
+
 def test_there_is_no_way_back_to_what_never_was(host):
     host.config.unlink()
     (host.bin / "active").write_text("inactive")
@@ -201,6 +209,7 @@ def test_a_record_that_was_cut_short_is_none(host):
 
 def test_a_unit_that_cannot_be_stopped_is_said(host):
     host.run()
+    host.config.write_text("new")
     (host.bin / "refuse").write_text("stop")
     result = host.run("back")
     assert result["failed"] and "a-1: systemctl stop" in result["msg"] and "it will not" in result["msg"]
