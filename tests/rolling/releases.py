@@ -31,8 +31,17 @@ BAD = {
         process.env.OPENCLAW_CONFIG_PATH = path;
         """,
     ),
-    # It gets ready and answers, and holds 100 MB more each second.
-    "leaks": ("2026.9.93", "const held = []; setInterval(() => held.push(Buffer.alloc(5e7, 1)), 500);"),
+    # It gets ready and answers, and from then on it holds some ten MB more each second.
+    "leaks": (
+        "2026.9.93",
+        """
+        const { readFileSync } = await import("node:fs");
+        const { port } = JSON.parse(readFileSync(process.env.OPENCLAW_CONFIG_PATH, "utf8")).gateway;
+        const held = [];
+        const ready = () => fetch(`http://127.0.0.1:${port}/startupz`).then((answer) => answer.ok, () => false);
+        setInterval(async () => (held.length || (await ready())) && held.push(Buffer.alloc(1.5e7, 1)), 500);
+        """,
+    ),
 }
 
 #: Runs on a host. Arguments: the good release, the bad one, its version, the lines. The files are links to those of the good one but for three.
