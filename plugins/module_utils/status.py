@@ -91,15 +91,17 @@ def balancers_of(topology, answers, draining):
         # nginx knows only after trying.
         sends = [name for name in here if name in known and known[name]["takes"] is not False]
         kept = {name: (f"{known[name]['state']}, {known[name]['status']}" if name in known else "not in its list") for name in here if name not in sends}
-        rows.append({"host": node["host"], "engine": node["engine"], "answers": servers is not None, "sends": sends, "kept": kept if servers is not None else {}})
-        if servers is None:
+        answers_at_all = servers is not None
+        rows.append({"host": node["host"], "engine": node["engine"], "answers": answers_at_all, "sends": sends, "kept": kept if answers_at_all else {}})
+        if not answers_at_all:
             continue
         for name, why in kept.items():
             state = known.get(name, {}).get("state")
             if state is None:
                 problems.append(f"{name}: {node['host']} does not know it; run site.yml.")
             elif state != "ready" and name not in draining:
-                problems.append(f"{name}: {state} on the balancer {node['host']} alone; playbooks/drain.yml -e drain={name} -e drain_state=ready brings it back.")
+                remedy = f"playbooks/drain.yml -e drain={name} -e drain_state=ready brings it back"
+                problems.append(f"{name}: {state} on the balancer {node['host']} alone; {remedy}.")
             elif state == "ready" and name not in draining:
                 problems.append(f"{name}: gets no requests from the balancer {node['host']} ({why}).")
     return rows, problems

@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Replicas are changed under load: nobody notices, a bad release undoes itself, and a run that dies can be made again.
 
-Evidence: ``.cache/rolling/<cluster>/<test>``, in the form of tests/traffic.
+Evidence: ``.cache/rolling/<cluster>/<test>``, in the form of tests/traffic. What stays behind is a variable in the gateways' environment, which the
+next site.yml takes away.
 """
 
 import contextlib
@@ -76,15 +77,6 @@ def nothing_failed(traffic):
         assert not traffic[kind]["failed"] and not traffic[kind]["cut"] and not traffic[kind]["unsent"], (kind, traffic[kind])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_it_was(cluster):
-    """The inventory's settings, when all is over."""
-    yield
-    played = roll(cluster, gateway_rollout_soak=0)
-    assert played.code == 0, played.output[-3000:]
-    assert not leftovers(cluster)
-
-
 @pytest.fixture
 def good(cluster):
     """The version that all replicas run, before the test and after it."""
@@ -98,7 +90,8 @@ def good(cluster):
 @pytest.mark.smoke
 def test_a_setting_is_changed_and_nobody_notices(cluster, good, evidence_directory):
     before = processes(cluster)
-    traffic, played = under_load(cluster, evidence_directory, "a setting", lambda one: roll(one, gateway_environment={"ROLLED": "1"}))
+    changed = {"gateway_environment": {"ROLLED": f"{time.time()}"}, "gateway_rollout_soak": 10}
+    traffic, played = under_load(cluster, evidence_directory, "a setting", lambda one: roll(one, **changed))
     assert played.code == 0, played.output[-3000:]
     nothing_failed(traffic)
     after = processes(cluster)
@@ -129,10 +122,11 @@ def test_a_bad_release_undoes_itself(cluster, good, evidence_directory, how):
 STEPS = ("Turn the switch of its agent]", "Have each balancer make it drained", "Configure and run", "Have it prove that", "Have each balancer make it ready")
 
 
-@pytest.mark.parametrize("step", [pytest.param(step, marks=[pytest.mark.smoke] if step == STEPS[2] else []) for step in STEPS])
+@pytest.mark.parametrize("step", STEPS)
 def test_a_run_that_is_killed_can_be_made_again(cluster, good, step):
     lab = LabCluster(cluster.name)
-    variables = json.dumps({**LIMITS, "gateway_environment": {"KILLED": step}, "gateway_rollout_soak": 0})
+    changed = {"KILLED": f"{step} {time.time()}"}
+    variables = json.dumps({**LIMITS, "gateway_environment": changed, "gateway_rollout_soak": 0})
     command = [ROOT / ".venv/bin/ansible-playbook", *lab.inventories, ROOT / "playbooks/rolling_upgrade.yml", "--extra-vars", variables]
     environment = os.environ | {
         "ANSIBLE_NOCOLOR": "1",
@@ -150,12 +144,12 @@ def test_a_run_that_is_killed_can_be_made_again(cluster, good, step):
                 os.killpg(killed.pid, signal.SIGKILL)
                 break
     assert any(step in line for line in seen), "".join(seen)[-3000:]
-    played = roll(cluster, gateway_environment={"KILLED": step}, gateway_rollout_soak=0)
+    played = roll(cluster, gateway_environment=changed, gateway_rollout_soak=0)
     assert played.code == 0, played.output[-3000:]
     assert not leftovers(cluster)
     for replica in cluster.topology["replicas"]:
         running = execute(cluster, replica["host"], "sh", "-c", f"tr '\\0' '\\n' < /proc/{main_pid(cluster, replica['host'], replica['unit'])}/environ")
-        assert started(replica) and f"KILLED={step}" in running.splitlines()
+        assert started(replica) and f"KILLED={changed['KILLED']}" in running.splitlines()
 
 
 @pytest.mark.smoke
@@ -166,7 +160,7 @@ def test_a_peer_that_dies_stops_the_run_before_the_next_drain(cluster, good):
     execute(cluster, last["host"], "systemctl", "mask", "--runtime", "--now", last["unit"])
     try:
         wait_for("the agent's word", lambda: '"down"' in execute(cluster, last["host"], "openclaw-agent", "status", "--json", last["id"]), 30)
-        played = roll(cluster, gateway_environment={"PEER": "dead"}, gateway_rollout_patience=2)
+        played = roll(cluster, gateway_environment={"PEER": f"{time.time()}"}, gateway_rollout_patience=2)
         assert played.code == 2 and f"is left as it is: {last['id']} is down" in played.output, played.output[-3000:]
         after = processes(cluster)
         assert all(after[name] == before[name] for name in before if name != last["id"])
