@@ -25,6 +25,7 @@ defaults
     timeout connect 2s
     timeout client 60s
     timeout server 60s
+    timeout check 5s
 frontend openclaw
     bind 127.0.0.1:{port}
     default_backend gateways

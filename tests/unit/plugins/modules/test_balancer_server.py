@@ -27,6 +27,7 @@ defaults
     timeout connect 2s
     timeout client 30s
     timeout server 30s
+    timeout check 5s
     load-server-state-from-file global
 frontend openclaw
     bind 127.0.0.1:{port}
