@@ -14,7 +14,7 @@ author:
 description:
   - Finds files that are newer than what a unit works with. A run that ended between writing a file and the reload leaves such files, and a
     handler would not know; and a program that refuses a new configuration goes on with the old one while systemd calls the reload done.
-  - Changes nothing. RV(changed) says that there are such files, so that a task can notify a handler.
+  - Changes nothing. C(changed) says that there are such files, so that a task can notify a handler.
   - A unit that does not run has nothing unread, because it reads everything when it is started.
 options:
   unit:
