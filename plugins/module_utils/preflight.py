@@ -623,7 +623,7 @@ def _rollout(cluster):
 
         def check(host, value, name=name, smallest=smallest):
             # What is no number has a sentence of its own.
-            if isinstance(value, (int, float)) and value < smallest:
+            if (number := _number(value)) is not None and number < smallest:
                 yield _say(name, value, f"{smallest} or more", "correct it")
 
         yield from cluster.judge(name, cluster.members("openclaw_gateways"), check)
@@ -711,7 +711,7 @@ def _certificates_end(cluster):
 
 def _long_turns(cluster):
     """A balancer gives up on a replica that says nothing for so long; a turn may take longer."""
-    longest = max((cluster.settings[host].get("gateway_turn_timeout") or 0 for host in cluster.members("openclaw_gateways")), default=0)
+    longest = max((_number(cluster.settings[host].get("gateway_turn_timeout")) or 0 for host in cluster.members("openclaw_gateways")), default=0)
 
     def nginx(host, value):
         if value == "nginx" and longest > NGINX_READ_TIMEOUT:
@@ -719,7 +719,8 @@ def _long_turns(cluster):
             yield _say("balancer_engine", found, "any, but better haproxy", f"change it, or lower gateway_turn_timeout to {NGINX_READ_TIMEOUT} or less")
 
     def haproxy(host, value):
-        if cluster.settings[host].get("balancer_engine") != "nginx" and isinstance(value, int) and value < longest:
+        seconds = _number(value)
+        if cluster.settings[host].get("balancer_engine") != "nginx" and seconds is not None and seconds < longest:
             found = f"{value} s, after which a silent turn is answered with 504, and turns of up to {longest} s"
             yield _say("balancer_timeout_server", found, f"any, but better {longest} or more", "raise it, or lower gateway_turn_timeout")
 
@@ -770,6 +771,14 @@ def _ipv4(text):
 def _holds_secret(name, option):
     nested = (option.get("options") or {}).items()
     return bool(_SECRET_NAME.search(name)) or any(_holds_secret(key, value) for key, value in nested)
+
+
+def _number(value):
+    """A number, also one that came as text from the command line; None for anything else, whose type has a sentence of its own."""
+    try:
+        return float(value) if "." in str(value) else int(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _numbers(version):

@@ -981,9 +981,10 @@ def test_turns_that_nginx_would_cut_are_warned_of(case, engine, seconds, warned)
     assert bool([text for text in case.warnings() if "504 after 60 s" in text]) == warned
 
 
-@pytest.mark.parametrize("engine, silence, warned", [("haproxy", 119, True), (None, 119, True), ("haproxy", 120, False), ("nginx", 60, False)])
+@pytest.mark.parametrize("engine, silence, warned", [("haproxy", 119, True), ("haproxy", "119", True), (None, 119, True), ("haproxy", 120, False), ("nginx", 60, False)])
 def test_turns_that_haproxy_would_cut_are_warned_of(case, engine, silence, warned):
-    case.set(balancer_engine=engine, balancer_timeout_server=silence, gateway_turn_timeout=120)
+    # From the command line numbers come as text.
+    case.set(balancer_engine=engine, balancer_timeout_server=silence, gateway_turn_timeout=type(silence)(120))
     assert bool([text for text in case.warnings() if text.startswith("balancer_timeout_server: found 119 s")]) == warned
 
 
@@ -991,6 +992,7 @@ def test_turns_that_haproxy_would_cut_are_warned_of(case, engine, silence, warne
     "values, start",
     [
         ({"gateway_rollout_max_unavailable": 0}, "gateway_rollout_max_unavailable: found 0; allowed 1 or more; correct it."),
+        ({"gateway_rollout_max_unavailable": "0"}, "gateway_rollout_max_unavailable: found 0; allowed 1 or more; correct it."),
         ({"gateway_rollout_soak": -1}, "gateway_rollout_soak: found -1; allowed 0 or more; correct it."),
     ],
 )
