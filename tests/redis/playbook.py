@@ -39,7 +39,7 @@ def run(cluster, name, *options, **more):
     return run_file(cluster, ROOT / f"playbooks/{name}.yml", *options, **more)
 
 
-def run_file(cluster, path, *options, variables=None, check=True, seconds=400):
+def run_file(cluster, path, *options, variables=None, check=True, seconds=900):
     """Run a playbook on a lab cluster. :raises RuntimeError: when it fails and ``check`` is set"""
     command = [ROOT / ".venv/bin/ansible-playbook", *LabCluster(cluster).inventories, path, *options]
     if variables:
