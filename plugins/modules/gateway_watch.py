@@ -141,7 +141,7 @@ def main():
             module.fail_json(msg=f"{replica['id']}: after {passed:.0f} s of {params['seconds']:g} s, {wrong}.", looks=looks, memory_percent=largest)
         if passed >= params["seconds"] or module.check_mode:
             module.exit_json(changed=False, looks=looks, memory_percent=largest)
-        time.sleep(min(params["interval"], params["seconds"] - passed))  # between two looks
+        time.sleep(min(params["interval"], params["seconds"] - passed))  # between two looks, until its time is over
 
 
 if __name__ == "__main__":

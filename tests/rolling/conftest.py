@@ -1,20 +1,8 @@
-"""The cluster that is changed: that of the Molecule scenario, or $CLUSTER, or the demo of ``make up``."""
-
-import os
-import pathlib
+"""The cluster that is changed is the one that tests/traffic loads."""
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or "demo"
-
-
-@pytest.fixture(scope="session")
-def cluster():
-    from tests.history.cluster import Cluster
-    from tests.traffic.faults import way_in
-
-    return way_in(Cluster.of_lab(NAME))
+from tests.traffic.conftest import NAME, ROOT, cluster  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,8 @@ from tests.traffic.report import heading, row
 from tests.traffic.run import Timing, run
 
 SECONDS = 880
-#: Short, so that a bad release is known to be bad while the test is young.
-LIMITS = {"gateway_health_deadline": 60, "gateway_rollout_soak": 45}
+#: Short, so that a bad release is known to be bad while the test is young; as text, as numbers come from the command line.
+LIMITS = {"gateway_health_deadline": "60", "gateway_rollout_soak": "45", "gateway_rollout_error_percent": "1.0", "gateway_turn_timeout": "120"}
 
 
 def roll(cluster, **variables):

@@ -323,6 +323,8 @@ def test_check_mode_looks_once_and_changes_nothing(rig, balance):
 def test_without_replicas_it_only_looks(rig, balance):
     done = balance(rig)
     assert not done["changed"] and [one["id"] for one in done["servers"]] == ["r1", "r2"]
+    # What a canary is judged by; nginx does not count by replica.
+    assert [one["requests"] is not None and one["errors"] is not None for one in done["servers"]] == [type(rig).__name__ == "Haproxy"] * 2
 
 
 def test_a_replica_that_the_balancer_does_not_have_is_named(rig, balance):
