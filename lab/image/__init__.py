@@ -13,7 +13,7 @@ ROOT = HERE.parents[1]
 LABEL = "openclaw-lab"
 CA_BUNDLE = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
 #: What a test host brings in its npm and pip caches, so that the roles run their real install path in seconds.
-OPENCLAW_VERSIONS = ("2026.9.6",)
+OPENCLAW_VERSIONS = ("2026.9.6", "2026.9.5")
 NODE_VERSION = "24.19.0"
 PLUGIN = ROOT / "roles/gateway/files/shared_state"
 

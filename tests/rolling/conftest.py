@@ -2,9 +2,11 @@
 
 import pytest
 
-from tests.traffic.conftest import NAME, ROOT, cluster  # noqa: F401
+from tests.traffic import conftest as traffic
+
+cluster = traffic.cluster
 
 
 @pytest.fixture(scope="session")
 def evidence_directory():
-    return ROOT / ".cache" / "rolling" / NAME
+    return traffic.ROOT / ".cache" / "rolling" / traffic.NAME

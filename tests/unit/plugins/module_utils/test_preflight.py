@@ -981,7 +981,9 @@ def test_turns_that_nginx_would_cut_are_warned_of(case, engine, seconds, warned)
     assert bool([text for text in case.warnings() if "504 after 60 s" in text]) == warned
 
 
-@pytest.mark.parametrize("engine, silence, warned", [("haproxy", 119, True), ("haproxy", "119", True), (None, 119, True), ("haproxy", 120, False), ("nginx", 60, False)])
+@pytest.mark.parametrize(
+    "engine, silence, warned", [("haproxy", 119, True), ("haproxy", "119", True), (None, 119, True), ("haproxy", 120, False), ("nginx", 60, False)]
+)
 def test_turns_that_haproxy_would_cut_are_warned_of(case, engine, silence, warned):
     # From the command line numbers come as text.
     case.set(balancer_engine=engine, balancer_timeout_server=silence, gateway_turn_timeout=type(silence)(120))
