@@ -11,11 +11,14 @@ import itertools
 
 #: Step with which a phase of a replica begins -> (the phase in words, its colour). "done" and "back" end the last one.
 PHASES = {
+    "look": ("looked at: what has to change, and how its peers are", "#a8a8a8"),
     "drain": ("drained, finishing what it has", "#e0a030"),
     "restart": ("restarted, not yet proven", "#4878a8"),
     "ready": ("proven, being put back or watched", "#58a868"),
     "failed": ("failed, going back", "#c04848"),
 }
+#: What a replica's change consists of at least: emptying it, stopping and starting the unit, getting healthy, and answering a message.
+FLOOR = ("drain", "restart", "start", "gate")
 _WIDTH, _LEFT, _ROW, _BARS = 960, 120, 34, 120
 
 
@@ -23,11 +26,16 @@ def collect(hosts, version):
     """The report as JSON data.
 
     :param hosts: for each host ``events`` ([replica, step, seconds since 1970]), ``counts`` ([seconds since 1970, requests, errors] of all
-        balancers together) and ``failure`` (text or empty)
+        balancers together), ``failure`` (text or empty) and ``floors``: replica -> seconds of what cannot be left out (``drain``, ``restart``,
+        ``start``, ``gate``) and of its ``soak``
     :returns: dict with ``version``, ``began``, ``ended`` (text), ``failures``, ``replicas`` (id, ``phases`` with ``phase``, ``at`` and
-        ``seconds``, ``total_seconds``) and ``traffic`` (``at``, ``seconds``, ``requests``, ``errors``); seconds since the beginning
+        ``seconds``, ``outcome``, ``total_seconds``, ``floor_seconds`` and ``ratio``, which leaves the soak out of the total; both null for one
+        that did not get through) and ``traffic`` (``at``, ``seconds``, ``requests``, ``errors``); seconds since the beginning
     """
     events = sorted((event for host in hosts for event in host["events"]), key=lambda event: event[2])
+    looked_at = {event[0] for event in events if event[1] != "look"}
+    events = [event for event in events if event[0] in looked_at]
+    floors = {name: floor for host in hosts for name, floor in host.get("floors", {}).items()}
     counts = sorted(count for host in hosts for count in host["counts"])
     start = min([event[2] for event in events] + [count[0] for count in counts], default=0)
     end = max([event[2] for event in events] + [count[0] for count in counts], default=0)
@@ -39,7 +47,19 @@ def collect(hosts, version):
             for (_name, step, at), (_same, _next, after) in itertools.pairwise(own)
             if step in PHASES
         ]
-        replicas.append({"id": name, "phases": phases, "outcome": own[-1][1], "total_seconds": _seconds(own[-1][2] - own[0][2])})
+        total, outcome = own[-1][2] - own[0][2], own[-1][1]
+        floor = floors.get(name, {}) if outcome == "done" else {}
+        least = sum(floor.get(part, 0) for part in FLOOR)
+        replicas.append(
+            {
+                "id": name,
+                "phases": phases,
+                "outcome": outcome,
+                "total_seconds": _seconds(total),
+                "floor_seconds": _seconds(least) if least else None,
+                "ratio": round((total - floor.get("soak", 0)) / least, 2) if least else None,
+            }
+        )
     traffic = [
         {"at": _seconds(before[0] - start), "seconds": _seconds(after[0] - before[0]), "requests": after[1] - before[1], "errors": after[2] - before[2]}
         for before, after in itertools.pairwise(counts)
@@ -67,7 +87,8 @@ def page(report):
     rows = "".join(
         f"<tr><td>{html.escape(one['id'])}</td>"
         + "".join(f"<td>{_of_phase(one, phase)}</td>" for phase in PHASES)
-        + f"<td>{one['total_seconds']:g}</td><td>{html.escape(one['outcome'])}</td></tr>"
+        + f"<td>{one['total_seconds']:g}</td><td>{_or_none(one['floor_seconds'])}</td><td>{_or_none(one['ratio'])}</td>"
+        + f"<td>{html.escape(one['outcome'])}</td></tr>"
         for one in report["replicas"]
     )
     heads = "".join(f"<th>{phase} s</th>" for phase in PHASES)
@@ -77,12 +98,18 @@ def page(report):
         "td:first-child,th:first-child{text-align:left}.failure{color:#a02020}.legend span{display:inline-block;width:1em;height:1em;margin:0 .4em 0 1em}"
         "\n</style></head><body>\n<h1>Rolling change</h1>\n"
         f'{said}\n<p class="legend">{legend}</p>\n{_picture(report)}\n'
-        f"<table><tr><th>replica</th>{heads}<th>together</th><th>outcome</th></tr>{rows}</table>\n</body></html>\n"
+        f"<table><tr><th>replica</th>{heads}<th>together</th><th>floor s</th><th>ratio</th><th>outcome</th></tr>{rows}</table>\n"
+        "<p>Floor: what the drain, the restart, the start and the message took by themselves. Ratio: all the time, the watched one excepted, to the floor.</p>"
+        "\n</body></html>\n"
     )
 
 
 def _of_phase(replica, phase):
     return f"{sum(one['seconds'] for one in replica['phases'] if one['phase'] == phase):g}"
+
+
+def _or_none(value):
+    return "" if value is None else f"{value:g}"
 
 
 def _picture(report):

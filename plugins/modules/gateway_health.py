@@ -134,16 +134,20 @@ replicas:
     seconds:
       description: Time until the verdict.
       type: float
+    turn_seconds:
+      description: Time that the answer to O(turn) took; 0 where none was asked for.
+      type: float
     probes:
       description: Number of probes made.
       type: int
     verdict:
       description: The agent's verdict as it was answered last; only with the path C(/health), empty without an answer.
       type: dict
-  sample: [{id: node1-1, healthy: true, seen: healthy, version: 2026.9.6, seconds: 9.4, probes: 9}]
+  sample: [{id: node1-1, healthy: true, seen: healthy, version: 2026.9.6, seconds: 9.4, turn_seconds: 0.0, probes: 9}]
 """
 
 import dataclasses
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
@@ -170,12 +174,15 @@ def gate(replica, params, units, check_mode):
         "seen": seen.last.seen,
         "version": seen.last.version,
         "seconds": round(seconds, 1),
+        "turn_seconds": 0.0,
         "probes": seen.probes,
     }
     if params["path"] == health.VERDICT:
         result["verdict"] = seen.last.verdict
     if opened and params["turn"] and not check_mode:
+        began = time.monotonic()
         answered = health.turn(replica, params["token"] or "", params["turn"], params["turn_timeout"])
+        result["turn_seconds"] = round(time.monotonic() - began, 1)
         opened = result["healthy"] = answered.ok
         seen.last = dataclasses.replace(seen.last, seen=answered.seen)
         result["seen"] = answered.seen

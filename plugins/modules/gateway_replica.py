@@ -132,6 +132,10 @@ actions:
   type: list
   elements: str
   sample: [restart]
+seconds:
+  description: How long systemd took for all of that, the finishing of turns included; 0 in check mode.
+  returned: always
+  type: float
 files:
   description: The files and directories that were written or removed.
   returned: always
@@ -146,6 +150,7 @@ import pwd
 import shutil
 import stat
 import tempfile
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.openclaw.ha.plugins.module_utils import gateway_config, replica, systemd
@@ -224,6 +229,21 @@ class Disk:
         except BaseException:
             os.unlink(partial)
             raise
+
+
+class TimedUnits(systemd.Units):
+    """systemd, and the seconds that it has taken for what it was told to do."""
+
+    def __init__(self, run_command):
+        super().__init__(run_command)
+        self.seconds = 0.0
+
+    def do(self, *words):
+        began = time.monotonic()
+        try:
+            return super().do(*words)
+        finally:
+            self.seconds += time.monotonic() - began
 
 
 def _attributes(seen):
@@ -419,7 +439,8 @@ def main():
     act = present if params["state"] == "present" else absent
     try:
         disk = Disk(params["user"], module.check_mode)
-        verbs = act(params, systemd.Units(module.run_command), disk, module)
+        units = TimedUnits(module.run_command)
+        verbs = act(params, units, disk, module)
     except KeyError:
         module.fail_json(msg=f"Replica {params['id']}: this host has no user and group {params['user']}.")
     except InvalidConfig as error:
@@ -433,7 +454,8 @@ def main():
         module.fail_json(msg=f"Replica {params['id']}: {error.strerror or error} ({error.filename}).")
     except systemd.SystemdError as error:
         module.fail_json(msg=f"Replica {params['id']}: {error}")
-    module.exit_json(changed=bool(disk.touched or verbs), actions=verbs, files=disk.touched, diff=disk.diffs)
+    seconds = round(units.seconds, 1)
+    module.exit_json(changed=bool(disk.touched or verbs), actions=verbs, seconds=seconds, files=disk.touched, diff=disk.diffs)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import pytest
 
 from lab.cluster import ROOT
 from lab.cluster import Cluster as LabCluster
+from lab.image import OPENCLAW_VERSIONS
 from lab.shell import wait_for
 from tests.history.faults import execute, main_pid, started
 from tests.redis.playbook import run as play
@@ -30,6 +31,8 @@ from tests.traffic.report import heading, row
 from tests.traffic.run import Timing, run
 
 SECONDS = 880
+#: Another published release, which the lab's hosts can install.
+(OTHER,) = OPENCLAW_VERSIONS[1:]
 #: Short, so that a bad release is known to be bad while the test is young; as text, as numbers come from the command line.
 LIMITS = {"gateway_health_deadline": "60", "gateway_rollout_soak": "45", "gateway_rollout_error_percent": "1.0", "gateway_turn_timeout": "120"}
 
@@ -92,12 +95,86 @@ def good(cluster):
 def test_a_setting_is_changed_and_nobody_notices(cluster, good, evidence_directory):
     before = processes(cluster)
     changed = {"gateway_environment": {"ROLLED": f"{time.time()}"}, "gateway_rollout_soak": 10}
-    traffic, played = under_load(cluster, evidence_directory, "a setting", lambda one: roll(one, **changed))
+    reports = evidence_directory / "report"
+    traffic, played = under_load(cluster, evidence_directory, "a setting", lambda one: roll(one, gateway_rollout_report=str(reports), **changed))
     assert played.code == 0, played.output[-3000:]
     nothing_failed(traffic)
     after = processes(cluster)
     assert all(after[name] != before[name] for name in before)
     assert not leftovers(cluster)
+    told = json.loads((reports / "rollout.json").read_text())
+    print(*(f"{one['id']}: {one['total_seconds']} s, floor {one['floor_seconds']} s, ratio {one['ratio']}" for one in told["replicas"]), sep="\n", file=sys.stderr)
+    assert {one["id"]: one["outcome"] for one in told["replicas"]} == dict.fromkeys(before, "done")
+    assert all(one["ratio"] >= 1 for one in told["replicas"]) and sum(one["requests"] for one in told["traffic"]) > 0
+
+
+def test_two_published_releases_there_and_back(cluster, good, evidence_directory):
+    assert good != OTHER
+    for wanted in (OTHER, good):
+        before = processes(cluster)
+        traffic, played = under_load(cluster, evidence_directory, f"to {wanted}", lambda one, to=wanted: roll(one, gateway_version=to))
+        assert played.code == 0, played.output[-3000:]
+        nothing_failed(traffic)
+        assert {version(cluster, replica) for replica in cluster.topology["replicas"]} == {wanted}
+        after = processes(cluster)
+        assert all(after[name] != before[name] for name in before) and not leftovers(cluster)
+
+
+def test_canary_then_parallel(cluster, good, evidence_directory):
+    # Two of three may be out: the third one carries all.
+    before = processes(cluster)
+    reports = evidence_directory / "parallel"
+    changed = {
+        "gateway_environment": {"ROLLED": f"{time.time()}"},
+        "gateway_rollout_strategy": "canary_then_parallel",
+        "gateway_rollout_max_unavailable": "2",
+        "gateway_rollout_report": str(reports),
+    }
+    traffic, played = under_load(cluster, evidence_directory, "canary, then two", lambda one: roll(one, **changed))
+    assert played.code == 0, played.output[-3000:]
+    nothing_failed(traffic)
+    after = processes(cluster)
+    assert all(after[name] != before[name] for name in before) and not leftovers(cluster)
+    told = json.loads((reports / "rollout.json").read_text())["replicas"]
+    began = sorted(next(one["at"] for one in replica["phases"] if one["phase"] == "drain") for replica in told)
+    ended = sorted(max(one["at"] + one["seconds"] for one in replica["phases"]) for replica in told)
+    assert began[1] >= ended[0] and began[2] < ended[1], told
+
+
+def test_all_at_once(cluster, good):
+    before = processes(cluster)
+    played = roll(cluster, gateway_environment={"ROLLED": f"{time.time()}"}, gateway_rollout_strategy="none")
+    assert played.code == 0, played.output[-3000:]
+    after = processes(cluster)
+    assert all(after[name] != before[name] for name in before) and not leftovers(cluster)
+    assert "Turn the switch of its agent" not in "".join(played.changes)
+
+
+def test_more_replicas_and_fewer(cluster, good, evidence_directory):
+    before = processes(cluster)
+    count = len(before)
+    seconds = {}
+
+    def scale(number):
+        def change(one):
+            began = time.monotonic()
+            played = play(one.name, "site", variables={**LIMITS, "gateway_replicas": number}, check=False, seconds=800)
+            seconds[number] = time.monotonic() - began
+            return played
+
+        return change
+
+    try:
+        traffic, played = under_load(cluster, evidence_directory, f"{count} to {count + 2} replicas", scale(count + 2))
+        assert played.code == 0, played.output[-3000:]
+        nothing_failed(traffic)
+    finally:
+        fewer, played_back = under_load(cluster, evidence_directory, f"{count + 2} to {count} replicas", scale(count))
+    assert played_back.code == 0, played_back.output[-3000:]
+    nothing_failed(fewer)
+    # Those that stay have not been touched by either.
+    assert processes(cluster) == before
+    print(*(f"site.yml to {number} replicas: {took:.0f} s" for number, took in seconds.items()), sep="\n", file=sys.stderr)
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.smoke] if how == "fails every turn" else []) for how in BAD])
