@@ -49,3 +49,12 @@ def started(process):
         return None
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
     return time.time() - age
+
+
+def replaced_program(process):
+    """Path of the program that a process runs, where another file has taken its place since; else empty."""
+    try:
+        path, gone, _rest = os.readlink(f"/proc/{process}/exe").partition(" (deleted)")
+    except OSError:
+        return ""
+    return path if gone else ""

@@ -13,7 +13,7 @@ version_added: "0.1.0"
 author:
   - The openclaw.ha contributors (@openclaw-ha)
 description:
-  - Writes the replica's configuration, environment and settings, makes its directories, enables its unit and sees to
+  - Writes the replica's configuration, environment, settings, secrets and unit, makes its directories, enables its unit and sees to
     it that the process which runs was started with all of that.
   - A process carries a digest of everything it was started with. The unit is restarted when that differs from what is
     on the disk, so a change made by an earlier, interrupted run is not forgotten. A restart waits until the gateway
@@ -39,7 +39,7 @@ options:
     choices: [present, absent]
     default: present
   config_directory:
-    description: Directory of C(openclaw.json) and C(replica.env).
+    description: Directory of C(openclaw.json), C(replica.env) and C(secrets.env).
     type: path
     required: true
   state_directory:
@@ -71,12 +71,17 @@ options:
     description: The replica's environment variables that are no secrets.
     type: dict
     default: {}
-  limits:
-    description: Settings of C([Service]) for this replica alone, such as C(MemoryMax).
-    type: dict
-    default: {}
+  secrets:
+    description: Content of C(secrets.env), the environment variables that only the process itself may know, as the filter
+      P(openclaw.ha.gateway_secrets#filter) writes them.
+    type: str
+    default: ""
+  unit_content:
+    description: Content of the unit's own file; without it the unit is somebody else's.
+    type: str
+    default: ""
   unit_directory:
-    description: Where systemd looks for what administrators add to units.
+    description: Where the unit's file is put.
     type: path
     default: /etc/systemd/system
   inputs:
@@ -85,9 +90,6 @@ options:
     type: list
     elements: path
     default: []
-  key_file:
-    description: File whose content keys the digest, such as the one that holds the secrets.
-    type: path
   inputs_changed:
     description: In check mode, whether earlier tasks would have changed one of O(inputs).
     type: bool
@@ -97,8 +99,8 @@ attributes:
     description: Says what would be written and done.
     support: full
   diff_mode:
-    description: Shows the files before and after.
-    support: full
+    description: Shows the files before and after, C(secrets.env) excepted.
+    support: partial
 """
 
 EXAMPLES = r"""
@@ -113,9 +115,9 @@ EXAMPLES = r"""
     validate:
       - /opt/openclaw/node/24.19.0/bin/node
       - /opt/openclaw/releases/2026.9.6/node_modules/openclaw/openclaw.mjs
+    unit_content: "{{ lookup('ansible.builtin.template', 'openclaw-gateway.service.j2') }}"
     inputs:
-      - /etc/systemd/system/openclaw-gateway@.service
-      - /etc/openclaw/gateway.env
+      - /opt/openclaw/plugins/shared_state-0123456789ab
 
 - name: Take a replica away
   openclaw.ha.gateway_replica:
@@ -191,8 +193,8 @@ class Disk:
         os.chown(path, *owner, follow_symlinks=False)
         os.chmod(path, mode)
 
-    def file(self, path, content, mode, owner):
-        """Write a file as a whole, so that nobody ever reads half of it."""
+    def file(self, path, content, mode, owner, secret=False):
+        """Write a file as a whole, so that nobody ever reads half of it. A secret one is not shown."""
         before, seen = b"", None
         try:
             seen = os.lstat(path)
@@ -207,14 +209,15 @@ class Disk:
         ):
             return
         self.touched.append(path)
-        self.diffs.append(
-            {
-                "before_header": path,
-                "after_header": path,
-                "before": before.decode("utf-8", "replace"),
-                "after": content.decode(),
-            }
-        )
+        if not secret:
+            self.diffs.append(
+                {
+                    "before_header": path,
+                    "after_header": path,
+                    "before": before.decode("utf-8", "replace"),
+                    "after": content.decode(),
+                }
+            )
         if self.dry:
             return
         handle, partial = tempfile.mkstemp(prefix=".partial.", dir=os.path.dirname(path))
@@ -308,10 +311,9 @@ def document(data):
     return (json.dumps(data, indent=2, sort_keys=True) + "\n").encode()
 
 
-def drop_in(params):
-    """Directory of what is added to the unit of this replica alone, and the file in it."""
-    directory = os.path.join(params["unit_directory"], f"{params['unit']}.d")
-    return directory, os.path.join(directory, "limits.conf")
+def unit_file(params):
+    """Where the unit's own file is; empty where it is somebody else's."""
+    return os.path.join(params["unit_directory"], params["unit"]) if params["unit_content"] else ""
 
 
 def inherit(params, units, disk):
@@ -351,11 +353,10 @@ def present(params, units, disk, module):
     ready = command and all(os.path.exists(word) for word in command) and not (disk.dry and params["inputs_changed"])
     if ready and not same(os.path.join(directory, "openclaw.json"), config):
         check(config, command, params["user"], params["environment"], module)
-    key = read(params["key_file"]) if params["key_file"] and os.path.isfile(params["key_file"]) else b""
-    wanted = replica.generation(
-        key,
-        [("config", config), ("environment", document(params["environment"])), ("limits", document(params["limits"])), *contents(params["inputs"])],
-    )
+    secrets = params["secrets"].encode()
+    own = [("config", config), ("environment", document(params["environment"])), ("unit", params["unit_content"].encode()), ("secrets", secrets)]
+    # Keyed with the secrets: what the process shows of them lets nobody guess.
+    wanted = replica.generation(secrets, [*own, *contents(params["inputs"])])
     environment = {**params["environment"], replica.GENERATION: wanted}
 
     inherit(params, units, disk)
@@ -367,13 +368,15 @@ def present(params, units, disk, module):
     disk.file(os.path.join(state, "agents/main/agent/settings.json"), document(params["settings"]), 0o600, disk.user)
     disk.file(os.path.join(directory, "openclaw.json"), config, 0o640, (disk.root[0], disk.user[1]))
     environment_text = gateway_config.env_file(environment).encode()
+    disk.file(os.path.join(directory, "secrets.env"), secrets, 0o600, disk.root, secret=True)
     disk.file(os.path.join(directory, "replica.env"), environment_text, 0o640, (disk.root[0], disk.user[1]))
 
-    additions, limits = drop_in(params)
-    disk.directory(additions, 0o755, disk.root)
-    disk.file(limits, "".join(f"{line}\n" for line in ("[Service]", *(f"{key}={value}" for key, value in params["limits"].items()))).encode(), 0o644, disk.root)
+    if path := unit_file(params):
+        disk.file(path, params["unit_content"].encode(), 0o644, disk.root)
 
     seen = units.show(params["unit"])
+    if unit_file(params) in disk.touched:
+        seen["NeedDaemonReload"] = "yes"  # systemd does not see by itself that a unit has got a file of its own
     running = running_generation(seen.get("MainPID", "0"))
     verbs = replica.plan(seen, "" if disk.dry and params["inputs_changed"] else running, wanted)
     if not disk.dry:
@@ -394,11 +397,18 @@ def absent(params, units, disk, module):
         for verb in verbs:
             units.do(verb, "--", params["unit"])
     # The configuration last, because its directory is how the role finds a replica that has to go.
-    for path in (drop_in(params)[0], params["config_directory"]):
-        if os.path.lexists(path):
-            disk.touched.append(path)
-            if not disk.dry:
-                shutil.rmtree(path)
+    path = os.path.join(params["unit_directory"], params["unit"])
+    if os.path.lexists(path):
+        disk.touched.append(path)
+        verbs.append("daemon-reload")
+        if not disk.dry:
+            os.unlink(path)
+            units.do("daemon-reload")
+    path = params["config_directory"]
+    if os.path.lexists(path):
+        disk.touched.append(path)
+        if not disk.dry:
+            shutil.rmtree(path)
     return verbs
 
 
@@ -426,10 +436,10 @@ def main():
             "config": {"type": "dict"},
             "settings": {"type": "dict", "default": {}},
             "environment": {"type": "dict", "default": {}},
-            "limits": {"type": "dict", "default": {}},
+            "secrets": {"type": "str", "default": "", "no_log": True},
+            "unit_content": {"type": "str", "default": ""},
             "unit_directory": {"type": "path", "default": "/etc/systemd/system"},
             "inputs": {"type": "list", "elements": "path", "default": []},
-            "key_file": {"type": "path", "no_log": False},
             "inputs_changed": {"type": "bool", "default": False},
         },
         required_if=[("state", "present", ["config", "state_directory"])],

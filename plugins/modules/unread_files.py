@@ -15,6 +15,7 @@ description:
   - Finds files that are newer than what a unit works with. A run that ended between writing a file and the reload leaves such files, and a
     handler would not know; and a program that refuses a new configuration goes on with the old one while systemd calls the reload done.
   - Changes nothing. C(changed) says that there are such files, so that a task can notify a handler.
+  - The program that the unit runs is unread, too, where another one was installed in its place.
   - A unit that does not run has nothing unread, because it reads everything when it is started.
 options:
   unit:
@@ -52,6 +53,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+replaced:
+  description: Whether the unit runs a program that is no longer the installed one, which is then among the files.
+  type: bool
+  returned: always
 files:
   description: The files that the unit has not read, sorted.
   type: list
@@ -63,7 +68,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.openclaw.ha.plugins.module_utils.processes import EXACT, children, started
+from ansible_collections.openclaw.ha.plugins.module_utils.processes import EXACT, children, replaced_program, started
 from ansible_collections.openclaw.ha.plugins.module_utils.systemd import parse_show, parse_timestamp
 
 
@@ -89,9 +94,9 @@ def unread(paths, since):
     return sorted(name for path in paths for name in files_below(path) if (changed_at(name) or 0) > since + EXACT)
 
 
-def newest_start(process):
-    """When the youngest of a process and its children was started, seconds since 1970; None where it has ended."""
-    return max(filter(None, map(started, [process, *children(process)])), default=None)
+def newest(process):
+    """Number of the youngest of a process and its children."""
+    return max([process, *children(process)], key=lambda one: started(one) or 0)
 
 
 def main():
@@ -111,15 +116,14 @@ def main():
     shown = parse_show(output)
     main_process = int(shown.get("MainPID") or 0)
     if not main_process:
-        module.exit_json(changed=False, files=[])
-    if module.params["since"] == "worker":
-        since = newest_start(main_process)
-    else:
-        since = parse_timestamp(shown.get("StateChangeTimestamp", ""))
+        module.exit_json(changed=False, files=[], replaced=False)
+    youngest = newest(main_process)
+    since = started(youngest) if module.params["since"] == "worker" else parse_timestamp(shown.get("StateChangeTimestamp", ""))
     if since is None:  # it ended just now
-        module.exit_json(changed=False, files=[])
-    files = unread([*paths, f"/etc/systemd/system/{unit}.d"], since)
-    module.exit_json(changed=bool(files), files=files)
+        module.exit_json(changed=False, files=[], replaced=False)
+    program = replaced_program(youngest)
+    files = unread([*paths, f"/etc/systemd/system/{unit}.d"], since) + [program] * bool(program)
+    module.exit_json(changed=bool(files), files=files, replaced=bool(program))
 
 
 if __name__ == "__main__":

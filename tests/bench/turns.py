@@ -65,7 +65,7 @@ def _gateways(cluster):
             execute(cluster, host, "python3", "-c", PREPARE, instance, name, str(PORTS[kind]), plugin)
             execute(
                 cluster, host, "systemd-run", "--quiet", f"--unit={name}", "--uid=openclaw", "--gid=openclaw",
-                "--property=EnvironmentFile=/etc/openclaw/gateway.env",
+                f"--property=EnvironmentFile=/etc/openclaw/gateway/{instance}/secrets.env",
                 f"--property=EnvironmentFile=/var/lib/openclaw/{name}/replica.env",
                 "/bin/sh", "-c", 'exec node "$OPENCLAW_RELEASE/node_modules/openclaw/openclaw.mjs" gateway run',
             )  # fmt: skip

@@ -81,7 +81,7 @@ def test_the_agent_can_read_no_secret(hosts, topology, cluster):
     """Files with secrets are closed to its user, and what it is given holds none."""
     for name in {replica["host"] for replica in topology["replicas"]}:
         host = hosts[name]
-        secrets = ["/etc/openclaw/gateway.env", "/etc/openclaw/gateway/1/openclaw.json", "/var/lib/openclaw/1"]
+        secrets = ["/etc/openclaw/gateway/1/secrets.env", "/etc/openclaw/gateway/1/openclaw.json", "/var/lib/openclaw/1"]
         secrets += ["/etc/openclaw/tls/key.pem"] if cluster.tls else []
         if "openclaw_redis" in topology["hosts"][name]["groups"]:
             secrets += ["/etc/openclaw/redis-admin", "/etc/redis/openclaw/settings.conf", "/etc/redis/openclaw/users.acl"]

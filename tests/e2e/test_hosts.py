@@ -152,7 +152,7 @@ def test_limits_hold(hosts, topology):
 @pytest.mark.parametrize(
     "path, mode",
     [
-        ("/etc/openclaw/gateway.env", 0o600),
+        ("/etc/openclaw/gateway/1/secrets.env", 0o600),
         ("/etc/redis/openclaw", 0o750),
         ("/etc/redis/openclaw/settings.conf", 0o640),
         ("/etc/redis/openclaw/redis.conf", 0o640),

@@ -91,7 +91,7 @@ def outcomes(cluster, match):
 
 #: A replica's own command line, which needs a directory of its own. Arguments: instance, port, session key.
 RESET = """
-set -a; . /etc/openclaw/gateway.env; . "/etc/openclaw/gateway/$1/replica.env"; set +a
+set -a; . "/etc/openclaw/gateway/$1/secrets.env"; . "/etc/openclaw/gateway/$1/replica.env"; set +a
 unset OPENCLAW_CONFIG_PATH
 HOME=$(mktemp -d); OPENCLAW_STATE_DIR=$HOME
 cd "$HOME" && node "$OPENCLAW_RELEASE/node_modules/openclaw/openclaw.mjs" gateway call sessions.reset \\

@@ -5,6 +5,7 @@ import pytest
 from tests.traffic import conftest as traffic
 
 cluster = traffic.cluster
+balanced_by = traffic.balanced_by
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from lab.image import OPENCLAW_VERSIONS
 from lab.shell import wait_for
 from tests.history.faults import execute, main_pid, started
 from tests.redis.playbook import run as play
+from tests.rolling.packages import SUFFIX, newer, stale, versions
 from tests.rolling.releases import BAD, bad_release
 from tests.traffic.faults import Broken, one_holder
 from tests.traffic.load import TrafficOptions
@@ -103,7 +104,8 @@ def test_a_setting_is_changed_and_nobody_notices(cluster, good, evidence_directo
     assert all(after[name] != before[name] for name in before)
     assert not leftovers(cluster)
     told = json.loads((reports / "rollout.json").read_text())
-    print(*(f"{one['id']}: {one['total_seconds']} s, floor {one['floor_seconds']} s, ratio {one['ratio']}" for one in told["replicas"]), sep="\n", file=sys.stderr)
+    for one in told["replicas"]:
+        print(f"{one['id']}: {one['total_seconds']} s, floor {one['floor_seconds']} s, ratio {one['ratio']}", file=sys.stderr)
     assert {one["id"]: one["outcome"] for one in told["replicas"]} == dict.fromkeys(before, "done")
     assert all(one["ratio"] >= 1 for one in told["replicas"]) and sum(one["requests"] for one in told["traffic"]) > 0
 
@@ -150,6 +152,52 @@ def test_all_at_once(cluster, good):
     assert "Turn the switch of its agent" not in "".join(played.changes)
 
 
+def test_a_bad_secret_undoes_itself(cluster, good):
+    before = processes(cluster)
+    played = roll(cluster, gateway_environment={"NODE_OPTIONS": "--require /nowhere/lab.js"})
+    first = [name for name, pid in processes(cluster).items() if pid != before[name]]
+    assert played.code == 2 and len(first) == 1, played.output[-3000:]
+    assert "is not healthy" in played.output and "It is back to what it was before, serves again" in played.output
+    for replica in cluster.topology["replicas"]:
+        assert "/nowhere/lab.js" not in execute(cluster, replica["host"], "cat", f"/etc/openclaw/gateway/{replica['instance']}/secrets.env")
+        assert started(replica) and not leftovers(cluster)
+
+
+#: What is replaced with each engine.
+PACKAGES = {"haproxy": ("redis-server", "redis-sentinel", "redis-tools", "haproxy"), "nginx": ("nginx",)}
+
+
+@pytest.mark.parametrize("balanced_by", PACKAGES, indirect=True)
+def test_newer_packages(cluster, good, balanced_by, evidence_directory):
+    names = PACKAGES[balanced_by]
+    before, gateways = versions(cluster, *names), processes(cluster)
+    primary = cluster.redis().info("server")["redis_build_id"]
+    with newer(cluster, *names):
+        change = {"openclaw_packages": "latest", "balancer_engine": balanced_by}
+        traffic, played = under_load(cluster, evidence_directory, f"packages of {balanced_by}", lambda one: roll(one, **change))
+    assert played.code == 0, played.output[-3000:]
+    nothing_failed(traffic)
+    after = versions(cluster, *names)
+    assert after == {host: {name: number + SUFFIX for name, number in found.items()} for host, found in before.items()}
+    wanted = {name for found in before.values() for name in found}
+    assert wanted and not stale(cluster), "everything that runs is what is installed"
+    if "redis-server" in wanted:
+        assert cluster.redis().info("server")["redis_build_id"] != primary
+    assert processes(cluster) == gateways and one_holder(cluster)
+    assert not leftovers(cluster)
+
+
+def test_a_newer_keepalived_moves_the_address_and_gives_it_back(cluster, good, evidence_directory):
+    holder = one_holder(cluster)
+    before = versions(cluster, "keepalived")
+    with newer(cluster, "keepalived"):
+        traffic, played = under_load(cluster, evidence_directory, "packages of keepalived", lambda one: roll(one, openclaw_packages="latest"))
+    assert played.code == 0, played.output[-3000:]
+    assert versions(cluster, "keepalived") == {host: {name: number + SUFFIX for name, number in found.items()} for host, found in before.items()}
+    assert not stale(cluster) and one_holder(cluster) == holder
+    assert traffic["get"]["longest_gap"] <= 3, traffic["get"]
+
+
 def test_more_replicas_and_fewer(cluster, good, evidence_directory):
     before = processes(cluster)
     count = len(before)
@@ -158,8 +206,11 @@ def test_more_replicas_and_fewer(cluster, good, evidence_directory):
     def scale(number):
         def change(one):
             began = time.monotonic()
-            played = play(one.name, "site", variables={**LIMITS, "gateway_replicas": number}, check=False, seconds=800)
-            seconds[number] = time.monotonic() - began
+            reports = evidence_directory / f"replicas-{number}"
+            variables = {**LIMITS, "gateway_replicas": number, "gateway_rollout_report": str(reports)}
+            played = play(one.name, "site", variables=variables, check=False, seconds=800)
+            starts = [replica["floor_seconds"] for replica in json.loads((reports / "rollout.json").read_text())["replicas"]]
+            seconds[number] = f"{time.monotonic() - began:.0f} s, of which gateways took {sum(starts):.0f} s to start ({len(starts)})"
             return played
 
         return change
@@ -174,7 +225,7 @@ def test_more_replicas_and_fewer(cluster, good, evidence_directory):
     nothing_failed(fewer)
     # Those that stay have not been touched by either.
     assert processes(cluster) == before
-    print(*(f"site.yml to {number} replicas: {took:.0f} s" for number, took in seconds.items()), sep="\n", file=sys.stderr)
+    print(*(f"site.yml to {number} replicas: {took}" for number, took in seconds.items()), sep="\n", file=sys.stderr)
 
 
 @pytest.mark.parametrize("how", [pytest.param(how, marks=[pytest.mark.smoke] if how == "fails every turn" else []) for how in BAD])

@@ -17,7 +17,7 @@ import uuid
 import pytest
 from balancer_rig import STARTED, Agent, Backend, HAProxy, answer, authority, certificate, cluster, render, until
 
-from ansible_collections.openclaw.ha.plugins.module_utils.processes import EXACT
+from ansible_collections.openclaw.ha.plugins.module_utils.processes import EXACT, started
 from ansible_collections.openclaw.ha.plugins.modules import unread_files
 from tests.ports import free_port
 
@@ -470,7 +470,7 @@ def test_a_reload_that_cannot_bind_leaves_the_configuration_unread(engine):
     old, new = f"127.0.0.1:{running.port}", f"127.0.0.1:{taken.getsockname()[1]}"
 
     def unread():
-        return unread_files.unread([str(running.config)], unread_files.newest_start(running.process.pid))
+        return unread_files.unread([str(running.config)], started(unread_files.newest(running.process.pid)))
 
     def said():
         return running.log() + "".join(path.read_text() for path in running.directory.glob("error"))

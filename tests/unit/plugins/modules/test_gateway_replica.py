@@ -72,7 +72,6 @@ def host(program, tmp_path, monkeypatch):
     (tmp_path / "systemd").mkdir()
     (tmp_path / "inputs" / "node_modules").mkdir(parents=True)
     (tmp_path / "inputs" / "index.js").write_text("one")
-    (tmp_path / "secrets").write_text("SECRET=1")
 
     class Host:
         path = tmp_path
@@ -107,8 +106,8 @@ def have(run_module, host):
             "config": {"gateway": {"port": 18789}},
             "settings": {"retry": {"provider": {"maxRetries": 2}}},
             "environment": {"PATH": "/usr/bin:/bin"},
-            "inputs": [str(host.path / "inputs"), str(host.path / "secrets")],
-            "key_file": str(host.path / "secrets"),
+            "inputs": [str(host.path / "inputs")],
+            "secrets": "KEY=hush-1\n",
             "unit_directory": str(host.path / "systemd"),
             **more,
         }
@@ -160,11 +159,21 @@ def test_what_the_process_reads_at_its_start_restarts_it(have, host, change):
     assert not have(**change)["changed"]
 
 
-@pytest.mark.parametrize("name", ["inputs/index.js", "secrets", "inputs/node_modules/.lock-sha256", "inputs/new.js"])
+@pytest.mark.parametrize("name", ["inputs/index.js", "inputs/node_modules/.lock-sha256", "inputs/new.js"])
 def test_changed_inputs_restart_it(have, host, name):
     have()
     (host.path / name).write_text("two")
     assert have()["actions"] == ["restart"] and not have()["changed"]
+
+
+def test_changed_secrets_restart_it_and_are_not_shown(have, host):
+    have()
+    dry = have(check=True, secrets="KEY=hush-2\n")
+    result = have(secrets="KEY=hush-2\n")
+    assert dry["actions"] == result["actions"] == ["restart"] and not have(secrets="KEY=hush-2\n")["changed"]
+    kept = host.path / "etc" / "1" / "secrets.env"
+    assert kept.read_text() == "KEY=hush-2\n" and mode(kept) == 0o600
+    assert str(kept) in result["files"] and "hush" not in json.dumps([dry, result])
 
 
 def test_dependencies_count_by_their_checksum_only(have, host):
@@ -220,15 +229,17 @@ def test_the_check_leaves_nothing_behind_and_runs_only_for_a_changed_configurati
     assert not checked.exists()
 
 
-def test_its_limits_are_its_own(have, host):
-    have(limits={"MemoryMax": "2G", "CPUWeight": 100})
-    limits = host.path / "systemd" / f"{UNIT}.d" / "limits.conf"
-    assert limits.read_text() == "[Service]\nMemoryMax=2G\nCPUWeight=100\n" and mode(limits) == 0o644
-    assert not have(limits={"MemoryMax": "2G", "CPUWeight": 100})["changed"]
-    result = have(limits={"MemoryMax": "3G", "CPUWeight": 100})
-    assert result["actions"] == ["restart"] and "MemoryMax=3G" in limits.read_text()
-    have(state="absent")
-    assert not limits.parent.exists()
+def test_its_unit_is_its_own(have, host):
+    have(unit_content="[Service]\nMemoryMax=2G\n")
+    unit = host.path / "systemd" / UNIT
+    assert unit.read_text() == "[Service]\nMemoryMax=2G\n" and mode(unit) == 0o644
+    assert not have(unit_content="[Service]\nMemoryMax=2G\n")["changed"]
+    result = have(unit_content="[Service]\nMemoryMax=3G\n")
+    assert result["actions"] == ["daemon-reload", "restart"] and "MemoryMax=3G" in unit.read_text()
+    dry = have(check=True, state="absent")
+    assert unit.exists()
+    result = have(state="absent")
+    assert dry["actions"] == result["actions"] == ["stop", "disable", "daemon-reload"] and not unit.exists()
 
 
 class TestVersions:

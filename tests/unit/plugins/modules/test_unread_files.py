@@ -1,6 +1,7 @@
 """unread_files beside a real process with a child, and a systemctl that names it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -81,6 +82,20 @@ def test_what_is_newer_than_the_youngest_worker_is_unread(look, master, tmp_path
         assert time.monotonic() < until
         master.reload()
     assert look([tmp_path / "etc"])["files"] == []
+
+
+def test_a_program_that_was_replaced_is_unread(look, tmp_path):
+    program = tmp_path / "engine"
+    shutil.copy(shutil.which("cat"), program)
+    with subprocess.Popen([program], stdin=subprocess.PIPE) as running:
+        found = look([], pid=running.pid)
+        assert not found["changed"] and found["files"] == [] and not found["replaced"]
+        # As dpkg does it: a new file takes the name.
+        shutil.copy(program, tmp_path / "new")
+        (tmp_path / "new").rename(program)
+        found = look([], pid=running.pid)
+        assert found["changed"] and found["files"] == [str(program)] and found["replaced"]
+        running.stdin.close()
 
 
 def test_a_link_is_as_new_as_what_it_leads_to(look, tmp_path):
