@@ -35,7 +35,7 @@ options:
   memory_percent:
     description: Share of the unit's memory limit at which it counts as leaking.
     type: int
-    default: 90
+    default: 80
   cgroups:
     description: Where the kernel shows the control groups.
     type: path
@@ -117,7 +117,7 @@ def main():
             "unit": {"type": "str", "required": True},
             "seconds": {"type": "float", "required": True},
             "interval": {"type": "float", "default": 1},
-            "memory_percent": {"type": "int", "default": 90},
+            "memory_percent": {"type": "int", "default": 80},
             "cgroups": {"type": "path", "default": "/sys/fs/cgroup"},
         },
         supports_check_mode=True,

@@ -31,7 +31,7 @@ BAD = {
         process.env.OPENCLAW_CONFIG_PATH = path;
         """,
     ),
-    # It gets ready and answers, and from then on it holds some ten MB more each second.
+    # It gets ready and answers, and from then on it holds 15 MB more each second.
     "leaks": (
         "2026.9.93",
         """
@@ -39,7 +39,7 @@ BAD = {
         const { port } = JSON.parse(readFileSync(process.env.OPENCLAW_CONFIG_PATH, "utf8")).gateway;
         const held = [];
         const ready = () => fetch(`http://127.0.0.1:${port}/startupz`).then((answer) => answer.ok, () => false);
-        setInterval(async () => (held.length || (await ready())) && held.push(Buffer.alloc(1.5e7, 1)), 500);
+        setInterval(async () => (held.length || (await ready())) && held.push(Buffer.alloc(7.5e6, 1)), 500);
         """,
     ),
 }
