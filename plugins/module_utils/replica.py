@@ -5,7 +5,7 @@
 
 A process carries the *generation* it was started with in its environment: a digest over everything it read then.
 Comparing it with the wanted one tells even after an interrupted run which processes are behind, where "did this task
-change a file" would have forgotten.
+change a file" would have forgotten. What OpenClaw takes over while it runs is not in it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ import re
 
 GENERATION = "OPENCLAW_HA_GENERATION"
 
+#: Sections of openclaw.json that OpenClaw takes over while it runs and for which it reloads neither plugins nor channels
+#: (docs/gateway/configuration/hot-reload.md in its package; dist/config-reload-plan-*.mjs of 2026.9.6), and what in them is an exception.
+LIVE = ("agents", "messages", "models", "skills", "tools")
+NOT_LIVE = "decisionModel"
+
+#: What OpenClaw writes to its journal about a change of openclaw.json.
+_TAKEN = re.compile(r"config (hot reload|change) applied")
+_REFUSED = re.compile(r"config reload (skipped|failed|disabled)|config change requires gateway restart|config hot-reload disabled")
+
 
 def generation(key, parts):
     """Digest over ``parts``, an iterable of (name, bytes); ``key`` (bytes) keeps weak secrets from being guessed."""
@@ -26,6 +35,29 @@ def generation(key, parts):
         for piece in (name.encode(), content):
             digest.update(len(piece).to_bytes(8, "big") + piece)
     return digest.hexdigest()[:32]
+
+
+def of_the_start(config):
+    """What of openclaw.json counts at a process's start only: the sections that it does not take over while it runs."""
+    kept = {key: value for key, value in config.items() if key not in LIVE}
+    agents = config.get("agents")
+    for name, one in {"defaults": agents.get("defaults"), **(agents.get("entries") or {})}.items() if isinstance(agents, dict) else ():
+        if isinstance(one, dict) and NOT_LIVE in one:
+            kept.setdefault("agents", {})[name] = one[NOT_LIVE]
+    return kept
+
+
+def taken_over(journal):
+    """What OpenClaw says of a changed openclaw.json: (whether it was taken over, its words); (None, "") while it has said nothing.
+
+    :param journal: text that it has written since
+    """
+    for line in journal.splitlines():
+        if _REFUSED.search(line):
+            return False, line.strip()
+        if _TAKEN.search(line):
+            return True, line.strip()
+    return None, ""
 
 
 def version_of(path):

@@ -40,6 +40,7 @@ class Mine:
     """The replica that is planned.
 
     behind: it does not run what it should
+    live: what it lacks it takes over while it runs
     runs: its unit is active
     reason: of whoever has drained it; None when it is not drained
     record: what an earlier run has written down before it touched this replica; None when there is nothing
@@ -49,6 +50,7 @@ class Mine:
     runs: bool = True
     reason: str | None = None
     record: dict | None = None
+    live: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Step:
     """What to do, and one clause that says why.
 
     ``skip``: it is as it should be. ``start``: it does not run, so there is nothing to drain. ``take``: drain it, change it, put it back.
-    ``resume``: the same for one that a run has left drained. ``close``: an earlier run has done it all but forgotten its record.
+    ``live``: change it while it serves; it has to be fit to be taken out all the same, should that fail.
+    ``resume``: as ``take``, for one that a run has left drained. ``close``: an earlier run has done it all but forgotten its record.
     ``wait``: not now. ``stop``: not any more.
     """
 
@@ -73,7 +76,7 @@ class Step:
 
 
 #: Steps after which the replica is changed.
-GO = ("start", "take", "resume")
+GO = ("start", "take", "live", "resume")
 
 
 def next_step(mine, peers, limits, waited=0.0):
@@ -90,7 +93,7 @@ def next_step(mine, peers, limits, waited=0.0):
         return Step("start", "it does not run")
     obstacle = _obstacle(peers, limits)
     if not obstacle:
-        return Step("take", _others(peers))
+        return Step("live" if mine.live else "take", _others(peers))
     if waited < limits.patience:
         return Step("wait", obstacle)
     return Step("stop", f"{obstacle}, for {waited:.0f} s")

@@ -14,6 +14,7 @@ PHASES = {
     "look": ("looked at: what has to change, and how its peers are", "#a8a8a8"),
     "drain": ("drained, finishing what it has", "#e0a030"),
     "restart": ("restarted, not yet proven", "#4878a8"),
+    "live": ("changed while it serves, not yet proven", "#8868b0"),
     "ready": ("proven, being put back or watched", "#58a868"),
     "failed": ("failed, going back", "#c04848"),
 }

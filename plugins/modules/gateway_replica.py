@@ -23,6 +23,8 @@ description:
     way back. An older release goes on with what it had left, or begins anew, because it refuses what a newer one has stored.
   - A configuration that the release itself calls invalid is refused before anything is touched, so a replica that
     runs goes on running.
+  - A change of nothing but what OpenClaw takes over while it runs (models, agents, tools, messages and skills in C(openclaw.json)) restarts
+    nothing. The module waits until OpenClaw says in its journal that it has taken it over, and otherwise puts the old file back and fails.
   - It does not wait for the replica to get healthy; M(openclaw.ha.gateway_health) does.
 options:
   id:
@@ -90,6 +92,10 @@ options:
     type: list
     elements: path
     default: []
+  reload_deadline:
+    description: Seconds for OpenClaw to say that it has taken over a changed configuration.
+    type: float
+    default: 30
   inputs_changed:
     description: In check mode, whether earlier tasks would have changed one of O(inputs).
     type: bool
@@ -134,6 +140,10 @@ actions:
   type: list
   elements: str
   sample: [restart]
+live:
+  description: Whether the process that runs takes over all that was changed.
+  returned: always
+  type: bool
 seconds:
   description: How long systemd took for all of that, the finishing of turns included; 0 in check mode.
   returned: always
@@ -160,6 +170,10 @@ from ansible_collections.openclaw.ha.plugins.module_utils import gateway_config,
 
 class InvalidConfig(ValueError):
     """The release does not accept the configuration; the text lists what it has against it."""
+
+
+class NotTakenOver(RuntimeError):
+    """OpenClaw goes on with the configuration that it had; the text says what it has said."""
 
 
 class Disk:
@@ -318,7 +332,8 @@ def unit_file(params):
 
 def inherit(params, units, disk):
     """Make the directory of a newer version a copy of the one that the replica runs with now."""
-    environment = gateway_config.read_env_file(read(path).decode()) if os.path.isfile(path := os.path.join(params["config_directory"], "replica.env")) else {}
+    path = os.path.join(params["config_directory"], "replica.env")
+    environment = gateway_config.read_env_file(read(path).decode()) if os.path.isfile(path) else {}
     old, new = os.path.dirname(environment.get("OPENCLAW_STATE_DIR", "")), os.path.dirname(params["state_directory"])
     if not replica.inherits(old, new) or not os.path.isdir(old):
         return
@@ -345,8 +360,19 @@ def copy_tree(source, target):
             os.chown(os.path.normpath(os.path.join(target, os.path.relpath(path, source))), seen.st_uid, seen.st_gid, follow_symlinks=False)
 
 
+def said_since(module, unit, moment, deadline):
+    """What OpenClaw says of its configuration, see :func:`replica.taken_over`, as soon as it says it."""
+    until = time.monotonic() + deadline
+    while True:
+        words = ["journalctl", "--unit", unit, "--since", f"@{moment:.6f}", "--no-pager", "--output", "cat"]
+        taken, said = replica.taken_over(module.run_command(words)[1])
+        if taken is not None or time.monotonic() >= until:
+            return taken, said
+        time.sleep(0.5)  # between two looks, until the deadline
+
+
 def present(params, units, disk, module):
-    """Write everything and make the unit run it; returns the verbs used."""
+    """Write everything and make the unit run it; returns the verbs used, and whether the process takes over what was changed."""
     config = document(params["config"])
     directory, state = params["config_directory"], params["state_directory"]
     command = params["validate"]
@@ -354,10 +380,12 @@ def present(params, units, disk, module):
     if ready and not same(os.path.join(directory, "openclaw.json"), config):
         check(config, command, params["user"], params["environment"], module)
     secrets = params["secrets"].encode()
-    own = [("config", config), ("environment", document(params["environment"])), ("unit", params["unit_content"].encode()), ("secrets", secrets)]
+    own = [("config", document(replica.of_the_start(params["config"]))), ("environment", document(params["environment"])), ("unit", params["unit_content"].encode()), ("secrets", secrets)]
     # Keyed with the secrets: what the process shows of them lets nobody guess.
     wanted = replica.generation(secrets, [*own, *contents(params["inputs"])])
     environment = {**params["environment"], replica.GENERATION: wanted}
+    config_path, settings_path = os.path.join(directory, "openclaw.json"), os.path.join(state, "agents/main/agent/settings.json")
+    before = read(config_path) if os.path.isfile(config_path) else b""
 
     inherit(params, units, disk)
     disk.directory(directory, 0o750, (disk.root[0], disk.user[1]))
@@ -365,8 +393,9 @@ def present(params, units, disk, module):
         disk.directory(path, 0o700, disk.user)
     for path in ("", "agents", "agents/main", "agents/main/agent"):
         disk.directory(os.path.join(state, path).rstrip("/"), 0o700, disk.user)
-    disk.file(os.path.join(state, "agents/main/agent/settings.json"), document(params["settings"]), 0o600, disk.user)
-    disk.file(os.path.join(directory, "openclaw.json"), config, 0o640, (disk.root[0], disk.user[1]))
+    disk.file(settings_path, document(params["settings"]), 0o600, disk.user)
+    moment = time.time()
+    disk.file(config_path, config, 0o640, (disk.root[0], disk.user[1]))
     environment_text = gateway_config.env_file(environment).encode()
     disk.file(os.path.join(directory, "secrets.env"), secrets, 0o600, disk.root, secret=True)
     disk.file(os.path.join(directory, "replica.env"), environment_text, 0o640, (disk.root[0], disk.user[1]))
@@ -379,14 +408,20 @@ def present(params, units, disk, module):
         seen["NeedDaemonReload"] = "yes"  # systemd does not see by itself that a unit has got a file of its own
     running = running_generation(seen.get("MainPID", "0"))
     verbs = replica.plan(seen, "" if disk.dry and params["inputs_changed"] else running, wanted)
+    goes_on = seen.get("ActiveState") == "active" and not {"start", "restart"} & set(verbs)
     if not disk.dry:
         for verb in verbs:
             units.do(verb, *([] if verb == "daemon-reload" else ["--", params["unit"]]))
-    return verbs
+        if goes_on and before != config:
+            taken, words = said_since(module, params["unit"], moment, params["reload_deadline"])
+            if not taken:
+                disk.file(config_path, before, 0o640, (disk.root[0], disk.user[1]))
+                raise NotTakenOver(words or f"it has said nothing of it for {params['reload_deadline']:g} s")
+    return verbs, goes_on and (before != config or settings_path in disk.touched)
 
 
 def absent(params, units, disk, module):
-    """Stop and disable the unit, then remove the configuration; returns the verbs used."""
+    """Stop and disable the unit, then remove the configuration; returns the verbs used, and that nothing takes anything over."""
     seen = units.show(params["unit"])
     verbs = []
     if seen.get("ActiveState") not in (None, "inactive", "failed"):
@@ -409,7 +444,7 @@ def absent(params, units, disk, module):
         disk.touched.append(path)
         if not disk.dry:
             shutil.rmtree(path)
-    return verbs
+    return verbs, False
 
 
 def running_generation(pid):
@@ -440,6 +475,7 @@ def main():
             "unit_content": {"type": "str", "default": ""},
             "unit_directory": {"type": "path", "default": "/etc/systemd/system"},
             "inputs": {"type": "list", "elements": "path", "default": []},
+            "reload_deadline": {"type": "float", "default": 30},
             "inputs_changed": {"type": "bool", "default": False},
         },
         required_if=[("state", "present", ["config", "state_directory"])],
@@ -450,7 +486,7 @@ def main():
     try:
         disk = Disk(params["user"], module.check_mode)
         units = TimedUnits(module.run_command)
-        verbs = act(params, units, disk, module)
+        verbs, live = act(params, units, disk, module)
     except KeyError:
         module.fail_json(msg=f"Replica {params['id']}: this host has no user and group {params['user']}.")
     except InvalidConfig as error:
@@ -458,6 +494,8 @@ def main():
             msg=f"Replica {params['id']}: OpenClaw does not accept the configuration: {error}. Nothing was changed; "
             "mend gateway_extra_config."
         )
+    except NotTakenOver as error:
+        module.fail_json(msg=f"Replica {params['id']}: OpenClaw did not take over its changed configuration: {error}. It goes on with the one that it had.")
     except gateway_config.GatewayConfigError as error:
         module.fail_json(msg=f"Replica {params['id']}: {error}")
     except OSError as error:
@@ -465,7 +503,7 @@ def main():
     except systemd.SystemdError as error:
         module.fail_json(msg=f"Replica {params['id']}: {error}")
     seconds = round(units.seconds, 1)
-    module.exit_json(changed=bool(disk.touched or verbs), actions=verbs, seconds=seconds, files=disk.touched, diff=disk.diffs)
+    module.exit_json(changed=bool(disk.touched or verbs), actions=verbs, live=live, seconds=seconds, files=disk.touched, diff=disk.diffs)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,11 @@ options:
     type: path
     required: true
   behind:
-    description: Whether the replica has to be restarted to become what it should be.
+    description: Whether the replica has to be changed to become what it should be.
+    type: bool
+    default: false
+  live:
+    description: Whether it takes that over while it runs.
     type: bool
     default: false
   peers:
@@ -85,7 +89,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 step:
-  description: With O(state=taken) one of V(skip), V(start), V(take), V(resume), V(close), and in check mode V(wait).
+  description: With O(state=taken) one of V(skip), V(start), V(take), V(live), V(resume), V(close), and in check mode V(wait).
   type: str
   returned: O(state=taken)
 why:
@@ -208,8 +212,8 @@ def decide(params, units, record, waits):
             own, *peers = pool.map(look, everyone)
             runs = units.show(params["unit"]).get("ActiveState") in ("active", "activating", "reloading", "deactivating")
             waited = time.monotonic() - began
-            step = next_step(Mine(params["behind"], runs, own.reason, record.read()), peers, limits, waited)
-            if step.action == "take" and not own.status:
+            step = next_step(Mine(params["behind"], runs, own.reason, record.read(), params["live"]), peers, limits, waited)
+            if step.action in ("take", "live") and not own.status:
                 return "no verdict of its own agent", waited
             if step.action != "wait" or not waits:
                 return step, waited
@@ -239,6 +243,7 @@ def main():
             "state": {"type": "str", "choices": ["taken", "back", "done"], "default": "taken"},
             "record": {"type": "path", "required": True},
             "behind": {"type": "bool", "default": False},
+            "live": {"type": "bool", "default": False},
             "peers": {"type": "list", "elements": "dict", "default": []},
             "files": {"type": "list", "elements": "path", "default": []},
             "max_unavailable": {"type": "int", "default": 1},

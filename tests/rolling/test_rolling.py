@@ -17,6 +17,8 @@ import sys
 import time
 
 import pytest
+import requests
+import yaml
 
 from lab.cluster import ROOT
 from lab.cluster import Cluster as LabCluster
@@ -108,6 +110,25 @@ def test_a_setting_is_changed_and_nobody_notices(cluster, good, evidence_directo
         print(f"{one['id']}: {one['total_seconds']} s, floor {one['floor_seconds']} s, ratio {one['ratio']}", file=sys.stderr)
     assert {one["id"]: one["outcome"] for one in told["replicas"]} == dict.fromkeys(before, "done")
     assert all(one["ratio"] >= 1 for one in told["replicas"]) and sum(one["requests"] for one in told["traffic"]) > 0
+
+
+def test_what_openclaw_takes_over_while_it_runs_restarts_nobody(cluster, good, evidence_directory):
+    before = processes(cluster)
+    usual = yaml.safe_load((ROOT / "roles/gateway/defaults/main.yml").read_text())
+    asked = {"match": usual["gateway_rollout_turn"]}
+    (tool, *_others) = requests.get(f"{cluster.llm_url}/requests", timeout=60).json()[-1]["tools"]
+    known = {call["id"] for call in requests.get(f"{cluster.llm_url}/requests", params=asked, timeout=60).json()}
+    change = {"gateway_tools_deny": [*usual["gateway_tools_deny"], tool], "gateway_rollout_soak": "5"}
+    try:
+        traffic, played = under_load(cluster, evidence_directory, "a live setting", lambda one: roll(one, **change))
+        assert played.code == 0, played.output[-3000:]
+        nothing_failed(traffic)
+        proofs = [call for call in requests.get(f"{cluster.llm_url}/requests", params=asked, timeout=60).json() if call["id"] not in known]
+        assert len(proofs) == len(before) and all(tool not in call["tools"] for call in proofs), proofs
+    finally:
+        played = roll(cluster)
+    assert played.code == 0, played.output[-3000:]
+    assert processes(cluster) == before and not leftovers(cluster)
 
 
 def test_two_published_releases_there_and_back(cluster, good, evidence_directory):

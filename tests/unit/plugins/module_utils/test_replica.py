@@ -56,6 +56,29 @@ def test_a_generation_depends_on_the_key():
     assert replica.generation(b"a", []) != replica.generation(b"b", [])
 
 
+def test_what_is_taken_over_live_does_not_count_at_the_start():
+    config = {"gateway": {"port": 1}, "plugins": {}, "channels": {}, **{name: {"x": 1} for name in replica.LIVE}}
+    assert replica.of_the_start(config) == {"gateway": {"port": 1}, "plugins": {}, "channels": {}}
+    # A decision model has the plugins reloaded.
+    agents = {"defaults": {"model": "a", "decisionModel": "b"}, "entries": {"main": {"decisionModel": "c"}, "other": {"model": "d"}}}
+    assert replica.of_the_start({"agents": agents}) == {"agents": {"defaults": "b", "main": "c"}}
+
+
+@pytest.mark.parametrize(
+    ("journal", "taken"),
+    [
+        ("", None),
+        ("[reload] config change detected; evaluating reload (tools.deny)\n", None),
+        ("[reload] config change detected; evaluating reload (tools.deny)\n[reload] config hot reload applied (tools.deny)\n", True),
+        ("[reload] config change applied (dynamic reads: messages.x)\n", True),
+        ("[reload] config reload skipped (invalid config): x\n", False),
+        ("[reload] config change requires gateway restart (gateway.port)\n", False),
+    ],
+)
+def test_what_openclaw_says_of_a_change(journal, taken):
+    assert replica.taken_over(journal) == (taken, journal.splitlines()[-1] if taken is not None else "")
+
+
 def test_running_generation():
     environ = b"PATH=/bin\0OPENCLAW_HA_GENERATION=abc\0X=OPENCLAW_HA_GENERATION=no\0"
     assert replica.running_generation(environ) == "abc"

@@ -6,7 +6,14 @@ from ansible_collections.openclaw.ha.plugins.module_utils.rollout_report import 
 
 HOSTS = [
     {
-        "events": [["a-1", "look", 998.0], ["a-1", "drain", 1000.0], ["a-1", "restart", 1004.0], ["a-1", "ready", 1016.0], ["a-1", "done", 1020.0], ["a-2", "look", 1020.0]],
+        "events": [
+            ["a-1", "look", 998.0],
+            ["a-1", "drain", 1000.0],
+            ["a-1", "restart", 1004.0],
+            ["a-1", "ready", 1016.0],
+            ["a-1", "done", 1020.0],
+            ["a-2", "look", 1020.0],
+        ],
         "floors": {"a-1": {"drain": 3.0, "restart": 2.0, "start": 5.5, "gate": 0.5, "soak": 3.5}},
         "counts": [[1004.0, 100, 0], [1018.0, 380, 0]],
         "failure": "",

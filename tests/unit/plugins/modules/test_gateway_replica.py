@@ -54,6 +54,12 @@ if "nonsense" in json.loads(path.read_text()):
 print(json.dumps({"valid": True}))
 """
 
+JOURNALCTL = """
+import pathlib
+journal = pathlib.Path(__file__).with_name("journal")
+print(journal.read_text() if journal.exists() else "")
+"""
+
 RUNUSER = """
 import os, sys
 os.execv(sys.argv[4], sys.argv[4:])
@@ -66,6 +72,7 @@ def host(program, tmp_path, monkeypatch):
     directory = program("systemctl", SYSTEMCTL).parent
     program("runuser", RUNUSER)
     program("check", CHECK)
+    program("journalctl", JOURNALCTL)
     monkeypatch.setenv("PATH", f"{directory}:/usr/bin:/bin")
     (tmp_path / "etc").mkdir()
     (tmp_path / "var").mkdir()
@@ -186,7 +193,41 @@ def test_settings_are_read_anew_for_each_turn(have, host):
     have()
     host.calls()
     result = have(settings={"retry": {"provider": {"maxRetries": 0}}})
-    assert result["changed"] and result["actions"] == [] and host.calls() == []
+    assert result["changed"] and result["live"] and result["actions"] == [] and host.calls() == []
+
+
+class TestWhatOpenClawTakesOverLive:
+    CHANGED = {"gateway": {"port": 18789}, "tools": {"deny": ["browser"]}}
+
+    def test_nothing_is_restarted(self, have, host):
+        have()
+        host.calls()
+        assert have(check=True, config=self.CHANGED)["live"]
+        (host.bin / "journal").write_text("[reload] config hot reload applied (tools.deny)")
+        result = have(config=self.CHANGED)
+        assert result["changed"] and result["live"] and result["actions"] == [] and host.calls() == []
+        assert not have(config=self.CHANGED)["live"]
+
+    @pytest.mark.parametrize(
+        "said, reason",
+        [
+            ("", "it has said nothing of it for 0.1 s"),
+            ("[reload] config reload skipped (invalid config): x", "[reload] config reload skipped (invalid config): x"),
+        ],
+    )
+    def test_what_is_not_taken_over_is_put_back(self, have, host, said, reason):
+        have()
+        file = host.path / "etc" / "1" / "openclaw.json"
+        before, pid = file.read_text(), host.state()["MainPID"]
+        (host.bin / "journal").write_text(said)
+        result = have(config=self.CHANGED, reload_deadline=0.1)
+        assert result["failed"] and result["msg"].endswith(f"its changed configuration: {reason}. It goes on with the one that it had.")
+        assert file.read_text() == before and host.state()["MainPID"] == pid
+
+    def test_with_anything_else_it_is_restarted(self, have, host):
+        have()
+        result = have(config={**self.CHANGED, "gateway": {"port": 18790}})
+        assert result["actions"] == ["restart"] and not result["live"]
 
 
 def test_a_restart_that_an_earlier_run_did_not_get_to(have, host):
