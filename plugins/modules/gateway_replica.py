@@ -380,9 +380,14 @@ def present(params, units, disk, module):
     if ready and not same(os.path.join(directory, "openclaw.json"), config):
         check(config, command, params["user"], params["environment"], module)
     secrets = params["secrets"].encode()
-    own = [("config", document(replica.of_the_start(params["config"]))), ("environment", document(params["environment"])), ("unit", params["unit_content"].encode()), ("secrets", secrets)]
+    own = {
+        "config": document(replica.of_the_start(params["config"])),
+        "environment": document(params["environment"]),
+        "unit": params["unit_content"].encode(),
+        "secrets": secrets,
+    }
     # Keyed with the secrets: what the process shows of them lets nobody guess.
-    wanted = replica.generation(secrets, [*own, *contents(params["inputs"])])
+    wanted = replica.generation(secrets, [*own.items(), *contents(params["inputs"])])
     environment = {**params["environment"], replica.GENERATION: wanted}
     config_path, settings_path = os.path.join(directory, "openclaw.json"), os.path.join(state, "agents/main/agent/settings.json")
     before = read(config_path) if os.path.isfile(config_path) else b""
