@@ -125,6 +125,7 @@ def _runs(duration):
 _OWNED = (
     ("gateway.port", "set gateway_port in the inventory"),
     ("gateway.mode", "every replica serves by itself"),
+    ("gateway.reload", "changes are taken over by one replica after the other"),
     ("gateway.bind", "set topology_address or topology_interface in the inventory"),
     ("gateway.customBindHost", "set topology_address or topology_interface in the inventory"),
     ("gateway.auth.mode", "replicas accept the one token in gateway_token"),

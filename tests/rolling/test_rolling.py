@@ -28,6 +28,7 @@ from tests.history.faults import execute, main_pid, started
 from tests.redis.playbook import run as play
 from tests.rolling.packages import SUFFIX, newer, stale, versions
 from tests.rolling.releases import BAD, bad_release
+from tests.traffic.engines import engine
 from tests.traffic.faults import Broken, one_holder
 from tests.traffic.load import TrafficOptions
 from tests.traffic.report import heading, row
@@ -41,7 +42,7 @@ LIMITS = {"gateway_health_deadline": "60", "gateway_rollout_soak": "45", "gatewa
 
 
 def roll(cluster, **variables):
-    return play(cluster.name, "rolling_upgrade", variables={**LIMITS, **variables}, check=False, seconds=800)
+    return play(cluster.name, "rolling_upgrade", variables={**LIMITS, "balancer_engine": engine(cluster), **variables}, check=False, seconds=800)
 
 
 def processes(cluster):
@@ -194,8 +195,8 @@ def test_newer_packages(cluster, good, balanced_by, evidence_directory):
     before, gateways = versions(cluster, *names), processes(cluster)
     primary = cluster.redis().info("server")["redis_build_id"]
     with newer(cluster, *names):
-        change = {"openclaw_packages": "latest", "balancer_engine": balanced_by}
-        traffic, played = under_load(cluster, evidence_directory, f"packages of {balanced_by}", lambda one: roll(one, **change))
+        name = f"packages of {balanced_by}"
+        traffic, played = under_load(cluster, evidence_directory, name, lambda one: roll(one, openclaw_packages="latest"))
     assert played.code == 0, played.output[-3000:]
     nothing_failed(traffic)
     after = versions(cluster, *names)
