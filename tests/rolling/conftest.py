@@ -5,7 +5,8 @@ import pytest
 from tests.traffic import conftest as traffic
 
 cluster = traffic.cluster
-balanced_by = traffic.balanced_by
+#: For one test: the others are for the cluster as it is.
+balanced_by = pytest.fixture(traffic.balanced)
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,7 @@ def evidence_directory():
     return ROOT / ".cache" / "traffic" / NAME
 
 
-@pytest.fixture(scope="module")
-def balanced_by(request, cluster):
+def balanced(request, cluster):
     """The engine (``request.param``), or "fast" for HAProxy with the fast profile: given to every balancer by the roles where the cluster has another."""
     from tests.traffic.engines import engine, with_engine, with_profile
 
@@ -34,3 +33,6 @@ def balanced_by(request, cluster):
         elif engine(cluster) != request.param:
             stack.enter_context(with_engine(cluster, request.param))
         yield request.param
+
+
+balanced_by = pytest.fixture(balanced, scope="module")
