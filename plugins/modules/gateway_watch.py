@@ -36,10 +36,6 @@ options:
     description: Share of the unit's memory limit at which it counts as leaking.
     type: int
     default: 80
-  cgroups:
-    description: Where the kernel shows the control groups.
-    type: path
-    default: /sys/fs/cgroup
 attributes:
   check_mode:
     description: It looks once.
@@ -68,22 +64,24 @@ memory_percent:
   returned: always
 """
 
-import os
 import time
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.openclaw.ha.plugins.module_utils import health, systemd
-from ansible_collections.openclaw.ha.plugins.module_utils.processes import text_of
+from ansible_collections.openclaw.ha.plugins.module_utils.processes import family, held
 from ansible_collections.openclaw.ha.plugins.module_utils.rolling import SERVING
 
 
-def memory_percent(shown, cgroups):
-    """Share of a unit's memory limit that its processes hold for good; None where there is no limit or nobody counts."""
-    limit = shown.get("MemoryMax", "")
-    lines = text_of(os.path.join(cgroups, shown.get("ControlGroup", "").lstrip("/"), "memory.stat")).splitlines()
-    held = next((int(line.split()[1]) for line in lines if line.startswith("anon ")), None)
-    return round(100 * held / int(limit), 1) if limit.isdigit() and int(limit) and held is not None else None
+def memory_percent(shown):
+    """Share of a unit's memory limit that its processes hold for good; None where there is no limit or no process.
+
+    From the processes and not from their control group, which each version of control groups, and each container, has elsewhere.
+    """
+    limit, main_process = shown.get("MemoryMax", ""), int(shown.get("MainPID") or 0)
+    if not (main_process and limit.isdigit() and int(limit)):
+        return None
+    return round(100 * sum(map(held, family(main_process))) / int(limit), 1)
 
 
 #: Looks in a row without an answer of the agent that are forgiven: it may have nothing to run on for a moment.
@@ -118,7 +116,6 @@ def main():
             "seconds": {"type": "float", "required": True},
             "interval": {"type": "float", "default": 1},
             "memory_percent": {"type": "int", "default": 80},
-            "cgroups": {"type": "path", "default": "/sys/fs/cgroup"},
         },
         supports_check_mode=True,
     )
@@ -128,10 +125,10 @@ def main():
     while True:
         seen = health.look({**replica, "port": replica["verdict_port"]}, health.VERDICT)
         shown = systemd.Units(module.run_command).properties(
-            params["unit"], "ActiveState", "NRestarts", "InvocationID", "Result", "ControlGroup", "MemoryMax"
+            params["unit"], "ActiveState", "NRestarts", "InvocationID", "Result", "MainPID", "MemoryMax"
         )
         first = first or shown
-        share = memory_percent(shown, params["cgroups"])
+        share = memory_percent(shown)
         largest = share if largest is None else max(largest, share or 0)
         looks += 1
         silent = 0 if seen.verdict else silent + 1

@@ -33,7 +33,7 @@ for name in names:
     tree = source / name
     for path in map(pathlib.Path, subprocess.run(["dpkg-query", "--listfiles", name], capture_output=True, text=True, check=True).stdout.split("\n")):
         target = tree / path.relative_to("/") if path.is_absolute() else None
-        if target and path.is_dir() and not path.is_symlink():
+        if target and path.is_dir():  # also where a link leads there: /lib is one
             target.mkdir(parents=True, exist_ok=True)
         elif target and os.path.lexists(path):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -186,7 +186,7 @@ def test_a_bad_secret_undoes_itself(cluster, good):
 
 
 #: What is replaced with each engine.
-PACKAGES = {"haproxy": ("redis-server", "redis-sentinel", "redis-tools", "haproxy"), "nginx": ("nginx",)}
+PACKAGES = {"haproxy": ("redis-server", "redis-sentinel", "redis-tools", "haproxy"), "nginx": ("nginx", "nginx-common")}
 
 
 @pytest.mark.parametrize("balanced_by", PACKAGES, indirect=True)
