@@ -38,8 +38,12 @@ def parent(process):
 
 
 def children(process):
-    """Numbers of the processes that a process has started."""
-    return [int(number) for number in text_of(f"/proc/{process}/task/{process}/children").split()]
+    """Numbers of the processes that a process has started, with any of its threads."""
+    try:
+        threads = os.listdir(f"/proc/{process}/task")
+    except OSError:
+        return []
+    return [int(number) for thread in threads for number in text_of(f"/proc/{process}/task/{thread}/children").split()]
 
 
 def family(process):
