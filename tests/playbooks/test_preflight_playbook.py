@@ -119,6 +119,7 @@ def test_every_bad_input_is_refused_with_one_sentence_and_no_run_prints_a_secret
         gateway_node_version="22.22.0",
         gateway_extra_config=STATEFUL,
         gateway_tools_deny=["exec"],
+        openclaw_packages="newest",
     )
     token = three_hosts.path / "secrets" / "gateway_token"
     token.chmod(0o644)
@@ -147,6 +148,7 @@ def test_every_bad_input_is_refused_with_one_sentence_and_no_run_prints_a_secret
         "gateway_extra_config sets cron.enabled to True",
         "gateway_extra_config leaves channels.telegram.dmPolicy at pairing",
         "gateway_tools_deny leaves write, ",
+        "openclaw_packages: found a value that does not fit: value of openclaw_packages must be one of: present, latest, got: newest; ",
     ]
     assert code != 0
     assert len(refused) == len(expected), refused
