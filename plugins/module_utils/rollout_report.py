@@ -37,7 +37,7 @@ def collect(hosts, version):
     looked_at = {event[0] for event in events if event[1] != "look"}
     events = [event for event in events if event[0] in looked_at]
     floors = {name: floor for host in hosts for name, floor in host.get("floors", {}).items()}
-    counts = sorted(count for host in hosts for count in host["counts"])
+    counts = _apart(sorted(count for host in hosts for count in host["counts"]))
     start = min([event[2] for event in events] + [count[0] for count in counts], default=0)
     end = max([event[2] for event in events] + [count[0] for count in counts], default=0)
     replicas = []
@@ -76,6 +76,15 @@ def collect(hosts, version):
         "replicas": replicas,
         "traffic": traffic,
     }
+
+
+def _apart(counts):
+    """Of counts that were taken within a second, as by replicas that are changed side by side, the first: the next one holds their requests too."""
+    kept = []
+    for count in counts:
+        if not kept or count[0] - kept[-1][0] >= 1:
+            kept.append(count)
+    return kept
 
 
 def page(report):

@@ -15,7 +15,8 @@ HOSTS = [
             ["a-2", "look", 1020.0],
         ],
         "floors": {"a-1": {"drain": 3.0, "restart": 2.0, "start": 5.5, "gate": 0.5, "soak": 3.5}},
-        "counts": [[1004.0, 100, 0], [1018.0, 380, 0]],
+        # Some of them at the same moment, from replicas that are changed side by side.
+        "counts": [[1004.0, 100, 0], [1004.01, 101, 0], [1018.0, 380, 0], [1018.04, 381, 0]],
         "failure": "",
     },
     {
