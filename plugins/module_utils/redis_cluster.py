@@ -222,7 +222,7 @@ def switch(cluster, to=None, leave=None, patience=60, dry=False):
                 raise Refused(report.sentence(f"{ending} {step.why}", nodes), report.result(nodes))
             if late:
                 ending, limit = f"Time is over. {step.why}", time.monotonic() + PAUSE
-            time.sleep(0.05 if report.gap_open else 0.3)  # between two looks, until the limit
+            time.sleep(0.05 if report.gap_open else 0.3)  # between two looks, until the limit; sooner while writes stand still
         elif step.action == "failover" and report.did("failover"):
             ending = "The Sentinels gave the promotion up; their logs tell why."
             step = None

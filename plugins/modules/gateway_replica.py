@@ -36,7 +36,7 @@ options:
     type: str
     required: true
   state:
-    description: V(absent) stops and disables the unit and removes the replica's configuration; what it stored remains.
+    description: V(absent) stops and disables the unit and removes its file and the replica's configuration; what it stored remains.
     type: str
     choices: [present, absent]
     default: present
@@ -436,7 +436,6 @@ def absent(params, units, disk, module):
     if not disk.dry:
         for verb in verbs:
             units.do(verb, "--", params["unit"])
-    # The configuration last, because its directory is how the role finds a replica that has to go.
     path = os.path.join(params["unit_directory"], params["unit"])
     if os.path.lexists(path):
         disk.touched.append(path)
@@ -444,6 +443,7 @@ def absent(params, units, disk, module):
         if not disk.dry:
             os.unlink(path)
             units.do("daemon-reload")
+    # The configuration last, because its directory is how the role finds a replica that has to go.
     path = params["config_directory"]
     if os.path.lexists(path):
         disk.touched.append(path)

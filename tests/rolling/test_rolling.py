@@ -234,6 +234,8 @@ def test_more_replicas_and_fewer(cluster, good, evidence_directory):
     before = processes(cluster)
     count = len(before)
     seconds = {}
+    host, older = cluster.topology["replicas"][0]["host"], "/opt/openclaw/plugins/shared_state-older"
+    execute(cluster, host, "mkdir", older)
 
     def scale(number):
         def change(one):
@@ -255,8 +257,9 @@ def test_more_replicas_and_fewer(cluster, good, evidence_directory):
         fewer, played_back = under_load(cluster, evidence_directory, f"{count + 2} to {count} replicas", scale(count))
     assert played_back.code == 0, played_back.output[-3000:]
     nothing_failed(fewer)
-    # Those that stay have not been touched by either.
+    # Those that stay have not been touched by either, and what nobody runs any more is gone.
     assert processes(cluster) == before
+    assert older not in execute(cluster, host, "find", "/opt/openclaw/plugins", "-maxdepth", "1").splitlines()
     print(*(f"site.yml to {number} replicas: {took}" for number, took in seconds.items()), sep="\n", file=sys.stderr)
 
 
