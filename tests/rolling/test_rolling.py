@@ -243,6 +243,7 @@ def test_more_replicas_and_fewer(cluster, good, evidence_directory):
             reports = evidence_directory / f"replicas-{number}"
             variables = {**LIMITS, "gateway_replicas": number, "gateway_rollout_report": str(reports)}
             played = play(one.name, "site", variables=variables, check=False, seconds=800)
+            assert played.code == 0, played.output[-3000:]
             starts = [replica["floor_seconds"] for replica in json.loads((reports / "rollout.json").read_text())["replicas"]]
             seconds[number] = f"{time.monotonic() - began:.0f} s, of which gateways took {sum(starts):.0f} s to start ({len(starts)})"
             return played
@@ -250,12 +251,10 @@ def test_more_replicas_and_fewer(cluster, good, evidence_directory):
         return change
 
     try:
-        traffic, played = under_load(cluster, evidence_directory, f"{count} to {count + 2} replicas", scale(count + 2))
-        assert played.code == 0, played.output[-3000:]
-        nothing_failed(traffic)
+        more, _played = under_load(cluster, evidence_directory, f"{count} to {count + 2} replicas", scale(count + 2))
+        nothing_failed(more)
     finally:
-        fewer, played_back = under_load(cluster, evidence_directory, f"{count + 2} to {count} replicas", scale(count))
-    assert played_back.code == 0, played_back.output[-3000:]
+        fewer, _played = under_load(cluster, evidence_directory, f"{count + 2} to {count} replicas", scale(count))
     nothing_failed(fewer)
     # Those that stay have not been touched by either, and what nobody runs any more is gone.
     assert processes(cluster) == before
