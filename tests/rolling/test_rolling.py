@@ -321,18 +321,28 @@ def test_a_run_that_is_killed_can_be_made_again(cluster, good, step):
 
 @pytest.mark.smoke
 def test_a_peer_that_dies_stops_the_run_before_the_next_drain(cluster, good):
-    # Its host has its turn last, so others are asked first.
+    # Its host has its turn last, so others are asked first. Its unit runs all the same: it is frozen.
     (last,) = [replica for replica in cluster.topology["replicas"] if replica["host"] == one_holder(cluster)]
     before = processes(cluster)
-    execute(cluster, last["host"], "systemctl", "mask", "--runtime", "--now", last["unit"])
+    execute(cluster, last["host"], "kill", "-STOP", before[last["id"]])
     try:
         wait_for("the agent's word", lambda: '"down"' in execute(cluster, last["host"], "openclaw-agent", "status", "--json", last["id"]), 30)
         played = roll(cluster, gateway_environment={"PEER": f"{time.time()}"}, gateway_rollout_patience=2)
         assert played.code == 2 and f"is left as it is: {last['id']} is down" in played.output, played.output[-3000:]
-        after = processes(cluster)
-        assert all(after[name] == before[name] for name in before if name != last["id"])
+        assert processes(cluster) == before
         assert not leftovers(cluster)
     finally:
-        execute(cluster, last["host"], "systemctl", "unmask", "--runtime", last["unit"])
-        execute(cluster, last["host"], "systemctl", "start", last["unit"])
+        execute(cluster, last["host"], "kill", "-CONT", before[last["id"]])
     wait_for(f"{last['id']} is back", lambda: started(last), 120)
+
+
+@pytest.mark.smoke
+def test_one_that_does_not_run_holds_nobody_up(cluster, good):
+    (last,) = [replica for replica in cluster.topology["replicas"] if replica["host"] == one_holder(cluster)]
+    before = processes(cluster)
+    execute(cluster, last["host"], "systemctl", "stop", last["unit"])
+    wait_for("the agent's word", lambda: '"down"' in execute(cluster, last["host"], "openclaw-agent", "status", "--json", last["id"]), 30)
+    played = roll(cluster, gateway_environment={"IDLE": f"{time.time()}"}, gateway_rollout_patience=20, gateway_rollout_soak=0)
+    assert played.code == 0, played.output[-3000:]
+    after = processes(cluster)
+    assert all(after[name] not in (before[name], "0") for name in before) and not leftovers(cluster)
