@@ -19,10 +19,16 @@ LAB = ROOT / ".lab"
 LABEL = image.LABEL
 DOUBLES = ROOT / "tests/doubles"
 LLM_PORT = 9100
-#: Position of the virtual address, where the sample inventory has one.
+#: Position of the virtual address, where the sample inventory has one; that of a second datacenter is the one before.
 VIP_OFFSET = 10
-#: Position of the doubles' container in the cluster's network; hosts count from 11.
-DOUBLES_OFFSET = 250
+TELEGRAM_PORT = 8081
+#: Bots of the Telegram double: number -> mode of the account. People with these ids may write to them.
+BOTS = {101: "webhook", 102: "polling"}
+PEOPLE = range(4200, 4300)
+#: Goes to a person who writes nothing.
+JOB = {"name": "tick", "schedule": "* * * * *", "message": "What is new?", "deliver": {"account": "telegram/webhook", "to": str(PEOPLE[-1])}}
+#: Positions of the doubles' containers in the cluster's network; hosts count from 11.
+DOUBLES_OFFSET, TELEGRAM_OFFSET = 250, 251
 
 
 class Cluster:
@@ -43,16 +49,27 @@ class Cluster:
         self.sample = ROOT / clusters[name]["inventory"]
         #: Whether its Ollama is the real server, with a tiny model, instead of the double.
         self.real_ollama = clusters[name].get("ollama") == "real"
+        #: Messaging channels that it has; Telegram is a double.
+        self.channels = clusters[name].get("channels", [])
+        #: Whether a job runs each minute, whose answers go to a chat of the Telegram double.
+        self.has_jobs = clusters[name].get("jobs", False)
         self.network = ipaddress.ip_network(clusters[name]["subnet"])
         # The demo is what a person meets first, so its files lie at the top.
         self.directory = LAB if name == "demo" else LAB / name
         self.inventory = LAB / name / "inventory"
         listed = json.loads(run(ROOT / ".venv/bin/ansible-inventory", "--inventory", self.sample, "--list", cwd=ROOT))
+        #: Whether it has name servers of its own.
+        self.has_dns = bool(listed.get("openclaw_dns", {}).get("hosts"))
         self.hosts = {host: str(self.network[11 + number]) for number, host in enumerate(_hosts(listed, self.group))}
-        has_vip = any(variables.get("vip_address") for variables in listed["_meta"]["hostvars"].values())
-        self.vip = str(self.network[VIP_OFFSET]) if has_vip else None
+        published = {host: variables["vip_address"] for host, variables in listed["_meta"]["hostvars"].items() if variables.get("vip_address")}
+        places = list(dict.fromkeys(published[host] for host in self.hosts if host in published))
+        #: The virtual address of each host's datacenter.
+        self.vips = {host: str(self.network[VIP_OFFSET - places.index(published[host])]) for host in self.hosts if host in published}
+        self.vip = next(iter(self.vips.values()), None)
         self.doubles_address = str(self.network[DOUBLES_OFFSET])
         self.llm_url = f"http://{self.doubles_address}:{LLM_PORT}"
+        self.telegram_address = str(self.network[TELEGRAM_OFFSET])
+        self.telegram_url = f"http://{self.telegram_address}:{TELEGRAM_PORT}"
 
     def container(self, host):
         """The container's name of a host."""
@@ -79,18 +96,25 @@ class Cluster:
         if running and not self._known_hosts().exists():
             raise LabError(f"the hosts of {self.name} are those of another checkout: remove them with `python -m lab destroy {self.name}`, here or there")
         doubles = not self.group and f"{self.prefix}-doubles" not in running
-        name = image.ensure(self.suite, caches=not self.group) if missing or doubles else None
+        telegram = "telegram" in self.channels and f"{self.prefix}-telegram" not in running
+        name = image.ensure(self.suite, caches=not self.group) if missing or doubles or telegram else None
         for host in missing:
             say(f"host {host}: {self.hosts[host]}")
             self._start_host(name, host)
         if doubles:
-            self._start_doubles(name)
+            self._start_double(name, "doubles", self.doubles_address, "llm_double.py", "--port", LLM_PORT)
+        if telegram:
+            # Certificates of the lab's own authority are nobody else's.
+            bots = (part for number in BOTS for part in ("--bot", self.bot_token(number)))
+            self._start_double(name, "telegram", self.telegram_address, "telegram_double.py", "--port", TELEGRAM_PORT, "--insecure", *bots)
         if missing:
             self._write_known_hosts()
         for host in missing:
             wait_for(f"a host {host} that has started and lets us in", lambda host=host: self._has_started(host), 60)
         if not self.group:
             wait_for("the LLM double", lambda: _answers(self.doubles_address, LLM_PORT), 15)
+        if "telegram" in self.channels:
+            wait_for("the Telegram double", lambda: _answers(self.telegram_address, TELEGRAM_PORT), 15)
 
     def destroy(self):
         """Remove the cluster's containers, its network and its files; nothing else."""
@@ -141,13 +165,13 @@ class Cluster:
     def _ssh_arguments(self):
         return f"-o UserKnownHostsFile={self._known_hosts()} -o StrictHostKeyChecking=yes"
 
-    def _start_doubles(self, image_name):
-        """The stand-in for a cloud LLM runs beside the hosts, in a container of its own."""
-        run("docker", "rm", "--force", "--volumes", f"{self.prefix}-doubles", check=False)
+    def _start_double(self, image_name, name, address, program, *arguments):
+        """A stand-in for what is elsewhere runs beside the hosts, in a container of its own."""
+        run("docker", "rm", "--force", "--volumes", f"{self.prefix}-{name}", check=False)
         run(
-            "docker", "run", "--detach", "--init", "--name", f"{self.prefix}-doubles", "--label", LABEL,
-            "--network", self.prefix, "--ip", self.doubles_address, "--volume", f"{DOUBLES}:/doubles:ro",
-            image_name, "python3", "-B", "/doubles/llm_double.py", "--host", "0.0.0.0", "--port", LLM_PORT,
+            "docker", "run", "--detach", "--init", "--name", f"{self.prefix}-{name}", "--label", LABEL,
+            "--network", self.prefix, "--ip", address, "--volume", f"{DOUBLES}:/doubles:ro",
+            image_name, "python3", "-B", f"/doubles/{program}", "--host", "0.0.0.0", *arguments,
         )  # fmt: skip
 
     def _key(self):
@@ -219,6 +243,30 @@ class Cluster:
         write_private(key, os.environ["LLM_API_KEY"] + "\n")
         return {"name": "cloud", "endpoint": endpoint, "model": os.environ["LLM_MODEL"], "api_key": _lookup(key)}
 
+    def bot_token(self, number):
+        """Token of a bot at the Telegram double."""
+        return f"{number}:{self.secret(f'telegram_{number}').read_text().strip()}"
+
+    def _accounts(self):
+        """Accounts of the Telegram double's bots, and one of WhatsApp that nobody has logged in to."""
+        settings = {"apiRoot": self.telegram_url}
+        accounts = []
+        for number, mode in BOTS.items():
+            secrets = {"bot_token": f"{number}:" + _lookup(self.secret(f"telegram_{number}"))}
+            if mode == "webhook":
+                secrets["webhook_secret"] = _lookup(self.secret("telegram_webhook"))
+            accounts.append(
+                {"type": "telegram", "account": mode, "mode": mode, "secrets": secrets, "allow_from": list(PEOPLE), "settings": settings}
+            )
+        accounts.append({"type": "whatsapp", "account": "main", "allow_from": ["+15550001"]})
+        return {
+            "gateway_channels": [one for one in accounts if one["type"] in self.channels],
+            "gateway_public_url": f"https://{self.vip}:8443",
+            "gateway_jobs": [JOB] if self.has_jobs else [],
+            "balancer_tls": True,
+            "balancer_plain": "serve",
+        }
+
     def _write_inventory(self):
         """Addresses and secrets of the lab, laid over the sample inventory. JSON is YAML that needs no library."""
         variables = {
@@ -233,15 +281,16 @@ class Cluster:
                 {"type": "openai-compatible", "timeout": 10, "retries": 2, **self._provider()},
                 {"name": "ollama", "type": "ollama", "model": "tiny:latest", "timeout": 30, "retries": 1},
             ],
+            **({"dns_key_secret": _lookup(self.secret("dns_key"))} if self.has_dns else {}),
+            **(self._accounts() if self.channels else {}),
             # Containers share the machine's clock, which is not theirs to keep.
             "agent_clock_check": False,
             "ollama_binary": str(ollama.ensure() if self.real_ollama else DOUBLES / "ollama_double.py"),
-            **({"vip_address": self.vip} if self.vip else {}),
             "ollama_models": ollama.model() if self.real_ollama else [{"name": "tiny:latest"}],
         }
         (self.inventory / "group_vars").mkdir(parents=True, exist_ok=True)
         (self.inventory / "group_vars" / "all.json").write_text(json.dumps(variables, indent=2))
-        hosts = {host: {"ansible_host": address} for host, address in self.hosts.items()}
+        hosts = {host: {"ansible_host": address, **({"vip_address": self.vips[host]} if host in self.vips else {})} for host, address in self.hosts.items()}
         (self.inventory / "hosts.json").write_text(json.dumps({"openclaw": {"hosts": hosts}}, indent=2))
 
 

@@ -78,7 +78,8 @@ def status(cluster, as_json):
     path.unlink(missing_ok=True)
     playbook(cluster, "status", "--extra-vars", f"status_json={path}")
     found = json.loads(path.read_text())
-    print(json.dumps(found, indent=2) if as_json else "\n".join(render(found)))
+    datacenters = [found] if "hosts" in found else found.values()
+    print(json.dumps(found, indent=2) if as_json else "\n\n".join("\n".join(render(one)) for one in datacenters))
 
 
 def send(address, token, conversation, message):

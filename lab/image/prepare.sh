@@ -3,7 +3,7 @@
 # Arguments: the version of node, then versions of openclaw; none of them for a host without gateways.
 set -eu
 
-systemctl disable --quiet redis-server redis-sentinel haproxy nginx keepalived
+systemctl disable --quiet redis-server redis-sentinel haproxy nginx keepalived pdns
 systemctl mask --quiet systemd-modules-load.service systemd-udevd.service systemd-udevd-kernel.socket systemd-udevd-control.socket getty.target apt-daily.timer apt-daily-upgrade.timer
 # Debian's own files stay at hand for comparison, but not where the roles could lean on them.
 mkdir -p /usr/share/openclaw-lab

@@ -28,4 +28,13 @@ options:
   quorum:
     description: Number of Sentinels that must agree on a failure; a Sentinel with another number is a disagreement. Without it none is expected.
     type: int
+  elsewhere:
+    description: Address and port of the Redis servers of other datacenters, which the Sentinels may have met and have no business with.
+    type: list
+    elements: str
+    default: []
+  standby:
+    description: Whether this datacenter is a standby - its Redis servers follow some in O(elsewhere), and its Sentinels watch nobody.
+    type: bool
+    default: false
 """

@@ -17,15 +17,16 @@ def gateway_config(replica, topology, options):
             "config": pure.config(replica, topology, options),
             "settings": pure.settings(pure.provider_chain(options["providers"], topology, replica)),
             "environment": pure.environment(replica, options),
+            "includes": pure.includes(options),
         }
     except pure.GatewayConfigError as error:
         raise AnsibleFilterError(str(error)) from error
 
 
-def gateway_secrets(providers, token, redis_password="", sentinel_password="", extra=None):
+def gateway_secrets(providers, token, redis_password="", sentinel_password="", extra=None, channels=None):
     """See gateway_secrets.yml."""
     try:
-        return pure.env_file(pure.secrets(providers, token, redis_password, sentinel_password, extra))
+        return pure.env_file(pure.secrets(providers, token, redis_password, sentinel_password, extra, channels))
     except pure.GatewayConfigError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -10,10 +10,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.openclaw.ha.plugins.module_utils.redis_access import passwords
 
 
-def redis_passwords(secret, kind, given=None):
+def redis_passwords(secret, kind, given=None, datacenter=None):
     """See redis_passwords.yml."""
     try:
-        return passwords(secret, kind, given)
+        return passwords(secret, kind, given, datacenter)
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
 

@@ -10,10 +10,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.openclaw.ha.plugins.module_utils.topology import TopologyError, build
 
 
-def topology(groups, hostvars):
+def topology(groups, hostvars, datacenter=None):
     """See topology.yml and module_utils/topology.py."""
     try:
-        return build(groups, hostvars)
+        return build(groups, hostvars, datacenter)
     except TopologyError as error:
         raise AnsibleFilterError(str(error)) from error
 

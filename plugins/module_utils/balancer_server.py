@@ -10,6 +10,8 @@ import dataclasses
 
 #: HAProxy's backend and nginx's upstream.
 BACKEND = "gateways"
+#: HAProxy's backend of what another datacenter answers.
+ELSEWHERE = "datacenters"
 #: State of a replica -> HAProxy's word for it.
 WORDS = {"drained": "drain", "ready": "ready", "maintenance": "maint"}
 #: Flags of srv_admin_state: what was set on the socket, in the configuration or by a server that this one tracks.

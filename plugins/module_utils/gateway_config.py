@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import copy
 import ipaddress
+import os
 import re
+
+from ansible_collections.openclaw.ha.plugins.module_utils import channels, jobs
 
 PLUGIN_ID = "shared-state"
 TOKEN_VARIABLE = "OPENCLAW_GATEWAY_TOKEN_HA"
@@ -404,13 +407,19 @@ def config(replica, topology, options):
     :param topology: see module_utils/topology.py
     :param options: dict with providers, tools_deny, extra_config, turn_timeout (s), conversation_ttl (s),
         skills, plugin, state, workspace and spool (the replica's own paths), tls (directory of certificates); breaker_failures, breaker_open_seconds
-        and rate_limit where they differ from BREAKER and RATE_LIMIT
-    :raises GatewayConfigError: when an address or a provider cannot be used
+        and rate_limit where they differ from BREAKER and RATE_LIMIT; jobs (``gateway_jobs``); channels (``gateway_channels``) with public_url,
+        switches (path of the file with the accounts that the replica owns) where there are any
+    :raises GatewayConfigError: when an address, a provider or a channel cannot be used
     """
+    listed = options.get("channels") or []
     chain = provider_chain(options["providers"], topology, replica)
     timeouts = pace(chain)["timeouts"]
     models = [f"{entry['id']}/{entry['model']}" for entry in chain]
     ollama = next((entry["endpoint"] for entry in chain if entry["api"] == "ollama"), "")
+    try:
+        packages, scheduled = channels.packages(listed), jobs.config(options.get("jobs") or [], listed)
+    except (channels.ChannelError, jobs.JobError) as error:
+        raise GatewayConfigError(str(error)) from None
     built = {
         "gateway": {
             "mode": "local",
@@ -439,7 +448,9 @@ def config(replica, topology, options):
                 "compaction": {"memoryFlush": {"enabled": False}},
             }
         },
-        "session": {"dmScope": "per-channel-peer"},
+        # With several accounts OpenClaw leaves out the account's name where it is the replica's default one, and which one that is depends on which
+        # accounts the replica has: the replicas would not mean the same conversation.
+        "session": {"dmScope": "per-account-channel-peer" if listed else "per-channel-peer"},
         # Reading stays within workspace and skills: a gateway's environment is no business of a model.
         "tools": {"deny": list(options["tools_deny"]), "fs": {"workspaceOnly": True}},
         # Bundled skills come and go with what is installed on a host, so replicas would differ: only ours are offered.
@@ -448,7 +459,8 @@ def config(replica, topology, options):
             "load": {"extraDirs": [options["skills"]], "watch": True},
             "workshop": {"autonomous": {"mode": "off"}},
         },
-        "cron": {"enabled": False},
+        # All replicas look at the clock; which one does what, the plugin decides. What was missed is over.
+        "cron": {"enabled": True, "skipMissedJobs": True} if scheduled else {"enabled": False},
         "update": {"checkOnStart": False},
         "discovery": {"mdns": {"mode": "off"}},
         "memory": {"search": {"enabled": False}},
@@ -482,12 +494,16 @@ def config(replica, topology, options):
                         "balancerHost": any(node["address"] == replica["address"] for node in topology["balancers"]),
                         "providers": [_watched(entry, timeout) for entry, timeout in zip(chain, timeouts)],
                         **_guards(options),
+                        **({"jobs": scheduled} if scheduled else {}),
                     },
                 },
                 **{name: {"enabled": False} for name in LOCAL_PLUGINS},
+                **{name.rsplit("/", 1)[1]: {"enabled": True} for name in packages},
             },
         },
     }
+    if listed:
+        built["channels"] = channels.config(listed, replica, options["public_url"], options["switches"])
     return merge(built, options.get("extra_config") or {})
 
 
@@ -499,8 +515,9 @@ def _tls(directory):
 def environment(replica, options):
     """The replica's environment without secrets: it alone decides which release and which Node.js the unit starts.
 
-    :param options: dict with config (path of openclaw.json), state, home, release and node_bin (directories)
+    :param options: dict with config (path of openclaw.json), state, home, release and node_bin (directories); jobs, channels and switches, see :func:`config`
     """
+    switched = channels.singletons(options.get("channels"))
     return {
         "PATH": f"{options['node_bin']}:/usr/local/bin:/usr/bin:/bin",
         "HOME": options["home"],
@@ -512,18 +529,35 @@ def environment(replica, options):
         "OPENCLAW_CONFIG_READONLY": "1",
         "OPENCLAW_NO_AUTO_UPDATE": "1",
         "OPENCLAW_NO_RESPAWN": "1",
-        "OPENCLAW_SKIP_CRON": "1",
+        **({} if options.get("jobs") else {"OPENCLAW_SKIP_CRON": "1"}),
         "OPENCLAW_DISABLE_BONJOUR": "1",
         "OPENCLAW_HA_REPLICA": replica["id"],
+        # OpenClaw includes nothing from elsewhere that is not named here.
+        **({"OPENCLAW_INCLUDE_ROOTS": os.path.dirname(options["switches"])} if switched else {}),
     }
 
 
-def secrets(providers, token, redis_password, sentinel_password, extra):
-    """The secret part of the environment, the same for all replicas of a host; ``extra`` wins nothing it must not."""
+def includes(options):
+    """Files that the configuration includes and others write, with the most that they ever hold: path -> document."""
+    listed = options.get("channels")
+    return {options["switches"]: channels.all_owned(listed)} if channels.singletons(listed) else {}
+
+
+def secrets(providers, token, redis_password, sentinel_password, extra, listed=None):
+    """The secret part of the environment, the same for all replicas of a host; ``extra`` wins nothing it must not.
+
+    :param listed: ``gateway_channels``
+    :raises GatewayConfigError: when they cannot be used
+    """
+    try:
+        of_channels = channels.secrets(listed or [])
+    except channels.ChannelError as error:
+        raise GatewayConfigError(str(error)) from None
     keys = {provider_variable(entry["name"]): entry["api_key"] for entry in providers if entry.get("api_key")}
     return {
         **(extra or {}),
         **keys,
+        **of_channels,
         TOKEN_VARIABLE: token,
         REDIS_VARIABLE: redis_password,
         SENTINEL_VARIABLE: sentinel_password,

@@ -16,6 +16,7 @@ import re
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from ansible_collections.openclaw.ha.plugins.module_utils import channels, jobs
 from ansible_collections.openclaw.ha.plugins.module_utils.gateway_config import provider_problems, stateless_violations
 from ansible_collections.openclaw.ha.plugins.module_utils.redis_access import RULES
 
@@ -36,10 +37,14 @@ NEEDED_GROUPS = {"openclaw_gateways": "a gateway", "openclaw_redis": "Redis", "o
 ROLE_GROUPS = {
     "gateway": "openclaw_gateways",
     "agent": "openclaw_gateways",
+    "ingress": "openclaw_gateways",
+    "owner": "openclaw_gateways",
     "redis": "openclaw_redis",
     "sentinel": "openclaw_sentinels",
     "balancer": "openclaw_balancers",
     "vip": "openclaw_balancers",
+    "dns": "openclaw_dns",
+    "backup": "openclaw_redis",
     "ollama": "openclaw_ollama",
 }
 #: Secrets and the groups whose hosts need them.
@@ -193,6 +198,14 @@ def _ports(cluster):
     services += [
         ("balancer_tls_port", "balancer's TLS", node["host"], node["tls_port"], 1) for node in topology["balancers"] if node["tls_port"] is not None
     ]
+    services += [
+        ("balancer_datacenters_port", "balancers of other datacenters", node["host"], node["datacenters_port"], 1)
+        for node in topology["balancers"]
+        if node["datacenters_port"] and len(topology["datacenters"]) > 1
+    ]
+    services += [("ingress_port", "ingress", node["host"], node["port"], 1) for node in topology["ingresses"]]
+    services += [("ingress_status_port", "ingress's status", node["host"], node["status_port"], 1) for node in topology["ingresses"]]
+    services += [("owner_status_port", "owners' status", node["host"], node["port"], 1) for node in topology["owners"]]
     for host in cluster.members("openclaw_balancers"):
         for variable, label in (("balancer_peers_port", "balancers among themselves"), ("balancer_metrics_port", "balancer's metrics")):
             port = cluster.settings[host].get(variable)
@@ -243,8 +256,7 @@ def _sentinels(cluster):
 def _vip(cluster):
     """The virtual addresses, each with the balancers of its datacenter. A fault that makes others hard to judge is said alone."""
     hosts = cluster.topology["hosts"]
-    datacenters = _grouped(cluster.topology["balancers"], lambda node: node["datacenter"])
-    for datacenter, nodes in datacenters:
+    for datacenter, nodes in _grouped(cluster.topology["balancers"], lambda node: node["datacenter"]):
         names = [node["host"] for node in nodes]
         values = {node["host"]: node["vip"] for node in nodes}
         if not any(values.values()):
@@ -256,7 +268,8 @@ def _vip(cluster):
         address = values[names[0]]
         remedy = f"set it to a free address in the network of {_list(names)}"
         users = [host for host, node in hosts.items() if node["address"] == address]
-        elsewhere = [other for other, others in datacenters if other != datacenter and address in [node["vip"] for node in others]]
+        sites = cluster.topology["sites"].items()
+        elsewhere = [other for other, site in sites if other != datacenter and address in [node["vip"] for node in site["balancers"]]]
         if _ipv4(address) is None:
             yield _say("vip_address", address, "an IPv4 address that hosts can have", remedy)
         elif users:
@@ -589,6 +602,59 @@ def _stateless(cluster):
     yield from cluster.judge("gateway_extra_config", cluster.members("openclaw_gateways"), check)
 
 
+def _channels(cluster):
+    gateways = cluster.members("openclaw_gateways")
+    given = [cluster.settings[host].get("gateway_channels") for host in gateways]
+    sound = [value for value in given if not isinstance(value, Unreadable)]
+
+    def check(host, value):
+        if value is None:
+            return
+        wrong = channels.problems(value)
+        yield from wrong
+        extra = cluster.settings[host].get("gateway_extra_config")
+        others = (extra.get("channels") if isinstance(extra, dict) else None) or {}
+        for kind in sorted({one["type"] for one in ([] if wrong else channels.accounts(value))} & set(others if isinstance(others, dict) else ())):
+            found = f"channels.{kind}, of which gateway_channels has accounts"
+            yield _say("gateway_extra_config", found, "channels of other types", "put it into settings of the account in gateway_channels")
+
+    def check_url(host, value):
+        if cluster.topology["webhooks"] and not re.fullmatch(r"https://[^\s/?#@]+/?", str(value or "")):
+            allowed = "an https:// address without a path, as providers deliver nothing to others"
+            yield _say("gateway_public_url", _shown(value) if value else "nothing", allowed, "set it to what providers reach the balancers by")
+
+    yield from cluster.judge("gateway_channels", gateways, check)
+    if any(value != sound[0] for value in sound):
+        yield _say("gateway_channels", "different accounts on different gateway hosts", "the same on all", "set it once, in group_vars/all.yml")
+    yield from cluster.judge("gateway_public_url", gateways, check_url)
+
+    def check_jobs(host, value):
+        listed = cluster.settings[host].get("gateway_channels") or []
+        if value is not None and not isinstance(listed, Unreadable) and not channels.problems(listed):
+            yield from jobs.problems(value, listed)
+
+    yield from cluster.judge("gateway_jobs", gateways, check_jobs)
+
+
+def _owner(cluster):
+    """What the program itself would refuse, but on the hosts, and what would have two replicas ask for updates at once."""
+    gateways = cluster.members("openclaw_gateways") if cluster.topology["owners"] else []
+
+    def check(host, value):
+        lease, stop, proof = (_number(cluster.settings[host].get(f"owner_{name}")) for name in ("lease", "stop", "proof"))
+        if None in (lease, stop, proof):
+            return  # its type has a sentence of its own
+        if lease < channels.LEASE_MINIMUM:
+            allowed = f"{channels.LEASE_MINIMUM} s or more, as Telegram keeps the request of a dead replica open for 30 s"
+            yield _say("owner_lease", f"{lease:g} s", allowed, "raise it")
+        if lease < stop + 4:
+            yield _say("owner_lease", f"{lease:g} s", f"4 s more than owner_stop, {stop:g} s, or more", "raise it, or lower owner_stop")
+        if stop < proof + 2:
+            yield _say("owner_stop", f"{stop:g} s", f"2 s more than owner_proof, {proof:g} s, or more", "raise it, or lower owner_proof")
+
+    yield from cluster.judge("owner_lease", gateways, check)
+
+
 def _agent(cluster):
     gateways = cluster.members("openclaw_gateways")
 
@@ -670,6 +736,8 @@ CHECKS = (
     _balancers,
     _certificates,
     _stateless,
+    _channels,
+    _owner,
     _agent,
     _rollout,
 )

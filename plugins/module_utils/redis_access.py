@@ -17,11 +17,17 @@ RULES = {
         "app": "~oc:* -@all +ping +info +eval +multi +exec +discard +wait +time +get +set +del +expire +pexpire +pttl"
         " +hget +hmget +hset +hsetnx +hincrby +lindex +linsert +llen +lrange +ltrim +rpush +xadd"
         " +zadd +zrange +zrem +zremrangebyrank +zremrangebyscore +zscore",
+        # The programs of the roles ingress and owner.
+        "ingress": "~oc:ingress:* ~oc:events %R~oc:dedupe:* -@all +ping +eval +wait +time +get +set +incr +pexpire +expire +exists +xadd +xdel"
+        " +xrange +zadd +zrem +zcard +zrange +zscore +rpush +lrange +lrem +hget +hset +hsetnx +hdel +hincrby",
+        "owner": "~oc:owner:* ~oc:events -@all +ping +eval +wait +time +hmget +hset +xadd +expire",
         "replica": "-@all +ping +psync +replconf",
         "sentinel": "&__sentinel__:hello -@all +ping +info +role +multi +exec +slaveof +publish +subscribe"
         " +config|rewrite +client|setname +client|kill +script|kill",
         "exporter": "-@all +ping +info +type +dbsize +select +command +config|get +client|list +client|setname +slowlog|get"
         " +slowlog|len +latency|latest +latency|histogram +cluster|info +memory|stats",
+        # The service that watches other datacenters, and follows one of them.
+        "datacenter": "~oc:datacenter -@all +ping +info +get +replicaof +config|rewrite",
         "backup": "-@all +ping +info +bgsave +lastsave +bgrewriteaof +config|get +psync +replconf",
     },
     "sentinel": {
@@ -40,12 +46,14 @@ _INITIAL = ("sanitize-payload", "resetkeys", "resetchannels", "resetpass", "off"
 _LONG = {"allkeys": "~*", "allchannels": "&*", "allcommands": "+@all"}
 
 
-def passwords(secret, kind, given=None):
+def passwords(secret, kind, given=None, datacenter=None):
     """Each user's password on the servers of a ``kind`` (``redis``, ``sentinel``): derived from the secret, unless given.
 
-    One user's password says nothing about the secret or another user's.
+    One user's password says nothing about the secret or another user's. The Sentinels of one datacenter have no business with the Redis
+    servers of another one, and after a failover would do harm there: so their password is another one in each.
 
     :param given: dict of user to password, for the users that are to have another one
+    :param datacenter: name of the servers' datacenter, where there are several
     :raises ValueError: when there is no secret, or a password is given to a user that does not exist
     """
     if not isinstance(secret, str) or not secret:
@@ -53,7 +61,11 @@ def passwords(secret, kind, given=None):
     unknown = sorted(set(given or {}) - set(RULES[kind]))
     if unknown:
         raise ValueError(f"{kind} has no user {', '.join(unknown)}; its users are {', '.join(RULES[kind])}")
-    return {user: (given or {}).get(user) or _derived(secret, kind, user) for user in RULES[kind]}
+    return {user: (given or {}).get(user) or _derived(secret, kind, _in(datacenter, kind, user)) for user in RULES[kind]}
+
+
+def _in(datacenter, kind, user):
+    return f"{user} {datacenter}" if datacenter and (kind, user) == ("redis", "sentinel") else user
 
 
 def _derived(secret, kind, user):

@@ -139,16 +139,19 @@ def describe_redis(node, client):
     }
 
 
-def inspect_sentinel(node, name, access, timeout):
-    """Ask one Sentinel what it watches under ``name``; see :func:`redis_view.agree` for the shape."""
+def inspect_sentinel(node, name, access, timeout, elsewhere=()):
+    """Ask one Sentinel what it watches under ``name``; see :func:`redis_view.agree` for the shape, and :func:`describe_sentinel`."""
     try:
-        return describe_sentinel(node, name, connect(node, access, timeout))
+        return describe_sentinel(node, name, connect(node, access, timeout), elsewhere)
     except redis.RedisError as error:
         return {**node, "error": str(error)}
 
 
-def describe_sentinel(node, name, client):
-    """What one Sentinel says over a given connection; raises the library's errors."""
+def describe_sentinel(node, name, client, elsewhere=()):
+    """What one Sentinel says over a given connection; raises the library's errors.
+
+    :param elsewhere: ``address:port`` of servers that it may have met and has no business with, those of a standby datacenter
+    """
     info = client.info()
     nothing = {
         **node,
@@ -172,17 +175,15 @@ def describe_sentinel(node, name, client):
         quorum_ok = sentinel(client, "CKQUORUM", name).startswith("OK")
     except redis.ResponseError:
         quorum_ok = False
+    met = {f"{one['ip']}:{one['port']}": one for one in map(_pairs, sentinel(client, "REPLICAS", name))}
     return {
         **nothing,
         "primary": f"{state['ip']}:{state['port']}",
-        "replicas": int(state["num-slaves"]),
+        "replicas": int(state["num-slaves"]) - len(met.keys() & set(elsewhere)),
         "known": {
-            f"{one['ip']}:{one['port']}": {
-                "flags": one["flags"],
-                "link": one.get("master-link-status") == "ok",
-                "priority": int(one["slave-priority"]),
-            }
-            for one in map(_pairs, sentinel(client, "REPLICAS", name))
+            address: {"flags": one["flags"], "link": one.get("master-link-status") == "ok", "priority": int(one["slave-priority"])}
+            for address, one in met.items()
+            if address not in elsewhere
         },
         "others": int(state["num-other-sentinels"]),
         "quorum": int(state["quorum"]),

@@ -30,6 +30,8 @@ OPTIONS = {
     "sentinels": {"type": "list", "elements": "dict", "required": True},
     "name": {"type": "str", "required": True},
     "quorum": {"type": "int"},
+    "elsewhere": {"type": "list", "elements": "str", "default": []},
+    "standby": {"type": "bool", "default": False},
     "redis_access": redis_client.ACCESS,
     "sentinel_access": redis_client.ACCESS,
 }
@@ -51,6 +53,9 @@ class Cluster:
         self.sentinels = parameters["sentinels"]
         self.name = parameters["name"]
         self.quorum = parameters["quorum"]
+        #: ``address:port`` of the Redis servers of other datacenters, one of which a standby's follow.
+        self.elsewhere = parameters["elsewhere"]
+        self.standby = parameters["standby"]
         self._timeout = timeout
         self._access = {"redis": parameters["redis_access"], "sentinel": parameters["sentinel_access"]}
         self._clients = {}
@@ -72,10 +77,13 @@ class Cluster:
         """``host (address:port)`` for messages."""
         return next((f"{node['host']} ({address})" for node in self.nodes if where(node) == address), str(address))
 
-    def look(self):
-        """Everything seen now, as ``(nodes, sentinels)``; the Sentinels are asked first, see :func:`redis_switch.plan`."""
+    def look(self, among=None):
+        """Everything seen now, as ``(nodes, sentinels)``; the Sentinels are asked first, see :func:`redis_switch.plan`.
+
+        :param among: ``address:port`` of the Redis servers that are asked; None for all
+        """
         sentinels = list(self._pool.map(self._see_sentinel, self.sentinels))
-        nodes = list(self._pool.map(self._see_redis, self.nodes))
+        nodes = list(self._pool.map(self._see_redis, [node for node in self.nodes if among is None or where(node) in among]))
         now = time.monotonic()
         return [{**node, "paused": now < self._pauses.get(where(node), 0)} for node in nodes], sentinels
 
@@ -91,7 +99,7 @@ class Cluster:
         return self._see(node, "redis", lambda client: redis_client.describe_redis(node, client))
 
     def _see_sentinel(self, node):
-        return self._see(node, "sentinel", lambda client: redis_client.describe_sentinel(node, self.name, client))
+        return self._see(node, "sentinel", lambda client: redis_client.describe_sentinel(node, self.name, client, self.elsewhere))
 
     def _see(self, node, kind, describe):
         try:

@@ -39,15 +39,16 @@ def raised(node):
     return node["priority"] >= RAISED
 
 
-def obstacles(nodes, sentinels, quorum=None, to=None, switching=True):
+def obstacles(nodes, sentinels, quorum=None, to=None, switching=True, elsewhere=None):
     """Why neither a restart nor a switch would be safe now, one sentence each; empty when all gates are open.
 
     :param nodes: as :func:`redis_view.agree` takes them, with ``priority``, ``min_replicas``, ``good_replicas``, ``loading``, ``syncing``,
         ``saving``, ``aof_enabled``, ``aof_write_ok``, ``aof_rewrite_ok``, ``aof_rewriting``
     :param to: ``address:port`` of the wanted new primary, or None
     :param switching: whether the primary is to be switched (else: a replica is to be restarted)
+    :param elsewhere: see :func:`redis_view.agree`
     """
-    view = agree(nodes, sentinels, quorum=quorum)
+    view = agree(nodes, sentinels, quorum=quorum, elsewhere=elsewhere)
     found = list(view["problems"])
     alive = [node for node in nodes if not node.get("error")]
     primary = next((node for node in alive if where(node) == view["primary"]), None)

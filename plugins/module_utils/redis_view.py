@@ -9,7 +9,7 @@ Pure. The primary is what a majority of Sentinels name *and* what says so of its
 from __future__ import annotations
 
 
-def agree(nodes, sentinels, unanswered_ok=False, quorum=None):
+def agree(nodes, sentinels, unanswered_ok=False, quorum=None, elsewhere=None):
     """Decide who the primary is.
 
     :param nodes: list of dicts, one a Redis server: ``host``, ``address``, ``port`` and either ``error`` (text: it did not
@@ -21,8 +21,9 @@ def agree(nodes, sentinels, unanswered_ok=False, quorum=None):
         ``others`` (number of other Sentinels it knows), ``quorum`` (number) and ``flags`` (of the primary)
     :param quorum: number of Sentinels that the inventory wants to agree on a failure, or None
     :param unanswered_ok: whether silence of a node is no disagreement (a run that is about to start it)
-    :returns: dict with ``state`` (``absent``: nothing answers; ``agreed``; ``disagreed``), ``primary`` (``address:port`` or
-        None), ``problems`` (list of sentences)
+    :param elsewhere: for a standby: ``address:port`` of the servers of the other datacenters, one of which each of its own follows
+    :returns: dict with ``state`` (``absent``: nothing answers; ``agreed``; ``standby``: all follow another datacenter; ``disagreed``),
+        ``primary`` (``address:port`` or None), ``problems`` (list of sentences)
     """
     problems = []
     alive = [node for node in nodes if not node.get("error")]
@@ -35,6 +36,10 @@ def agree(nodes, sentinels, unanswered_ok=False, quorum=None):
         problems += [f"Sentinel on {one['host']} ({where(one)}) does not answer: {one['error']}." for one in sentinels if one.get("error")]
     if not alive and not named:
         return {"state": "absent", "primary": None, "problems": problems}
+    if elsewhere:
+        conflict = _no_standby(alive, voters, elsewhere)
+        problems += [f"Redis on {one['host']} ({where(one)}) has lost its link to {one['primary']}." for one in alive if not one["link"] and not conflict]
+        return {"state": "disagreed" if conflict else "standby", "primary": None, "problems": problems + conflict}
 
     primary, conflict = None, []
     if len(masters) > 1:
@@ -88,6 +93,20 @@ def agree(nodes, sentinels, unanswered_ok=False, quorum=None):
         if sentinel.get("primary") == primary:
             problems += _differences_of(sentinel, label, nodes, sentinels, quorum)
     return {"state": "agreed", "primary": primary, "problems": problems}
+
+
+def _no_standby(alive, voters, elsewhere):
+    """What is not as it must be in a standby datacenter, as sentences: every server follows another datacenter, and no Sentinel watches anybody."""
+    found = []
+    for node in alive:
+        if node["role"] == "master":
+            found.append(f"Redis on {node['host']} ({where(node)}) says it is a primary, in a standby datacenter.")
+        elif node["primary"] not in elsewhere:
+            found.append(f"Redis on {node['host']} ({where(node)}) follows {node['primary']}, which is in no other datacenter.")
+    for one in voters:
+        if one.get("primary"):
+            found.append(f"Sentinel on {one['host']} ({where(one)}) watches {one['primary']}, although this datacenter is a standby.")
+    return found
 
 
 def _differences_of(sentinel, label, nodes, sentinels, quorum):

@@ -43,6 +43,8 @@ def collect(hosts, version):
     replicas = []
     for name in dict.fromkeys(event[0] for event in events):
         own = [event for event in events if event[0] == name]
+        while own[-1][1] == "look":  # it was looked at again, and nothing was left to do
+            own.pop()
         phases = [
             {"phase": step, "at": _seconds(at - start), "seconds": _seconds(after - at)}
             for (_name, step, at), (_same, _next, after) in itertools.pairwise(own)

@@ -5,6 +5,11 @@
 
 from __future__ import annotations
 
+import datetime
+import time
+
+from . import backup, failover
+
 #: Group of the inventory -> what its hosts are there for, and the unit that does it (a gateway has one for each replica, a balancer that of its engine).
 ROLES = {
     "openclaw_balancers": ("balancer", None),
@@ -12,16 +17,23 @@ ROLES = {
     "openclaw_redis": ("redis", "redis-server.service"),
     "openclaw_sentinels": ("sentinel", "redis-sentinel.service"),
     "openclaw_ollama": ("ollama", "ollama.service"),
+    "openclaw_dns": ("dns", "pdns.service"),
 }
 
-#: Every gateway host has one, whatever the number of its replicas.
+#: Where there are several datacenters, hosts of :data:`failover.FENCED` watch the others.
+DATACENTER_UNIT = "openclaw-datacenter.service"
+
+#: Every gateway host has one, whatever the number of its replicas; and one of these, where channels need them: key of the topology -> unit.
 AGENT_UNIT = "openclaw-agent.service"
+CHANNEL_UNITS = {"ingresses": "openclaw-ingress.service", "owners": "openclaw-owner.service"}
 
 
 def units_of(topology, host):
     """Names of the systemd units that a host should run, sorted."""
     groups = topology["hosts"][host]["groups"]
     units = [ROLES[group][1] for group in groups if ROLES[group][1]] + [AGENT_UNIT] * ("openclaw_gateways" in groups)
+    units += [DATACENTER_UNIT] * (len(topology.get("datacenters", ())) > 1 and bool(failover.FENCED & set(groups)))
+    units += [unit for key, unit in CHANNEL_UNITS.items() if host in [node["host"] for node in topology.get(key, ())]]
     for node in topology["balancers"]:
         if node["host"] == host:
             units += [f"{node['engine']}.service"] + ["keepalived.service"] * bool(node["vip"])
@@ -107,6 +119,51 @@ def balancers_of(topology, answers, draining):
     return rows, problems
 
 
+def webhooks_of(topology, answers):
+    """Rows about the ingresses, and sentences about what waits for a person.
+
+    :param answers: as in :func:`status`; ``ingress`` is what the service says of itself
+    """
+    rows, problems = [], []
+    for node in topology.get("ingresses", ()):
+        said = (answers.get(node["host"]) or {}).get("ingress") or {}
+        rows.append({"host": node["host"], **{key: said.get(key) for key in ("status", "redis", "events", "oldest_seconds", "dead")}})
+        if not said:
+            problems.append(f"{node['host']}: the ingress does not answer; see journalctl -u openclaw-ingress.")
+        elif said["status"] != "ok":
+            problems.append(f"{node['host']}: the ingress takes no webhooks ({'it stops' if said['stopping'] else 'Redis is away'}).")
+    # The journal is the same for all.
+    dead = max((row["dead"] or 0 for row in rows), default=0)
+    if dead:
+        problems.append(f"{dead} webhook events are dead letters: openclaw-ingress list --dead on any gateway host shows them, replay and drop settle them.")
+    return rows, problems
+
+
+def owners_of(topology, answers):
+    """Rows about what one replica may have at a time, and sentences about what nobody has, or two.
+
+    :param answers: as in :func:`status`; ``owner`` is what the service says of itself
+    """
+    found, problems = {}, []
+    for node in topology.get("owners", ()):
+        said = (answers.get(node["host"]) or {}).get("owner") or {}
+        if not said:
+            problems.append(f"{node['host']}: the owners' service does not answer; see journalctl -u openclaw-owner.")
+        problems += [f"{node['host']}: owners: {problem}." for problem in said.get("problems", ())]
+        for name, one in (said.get("singletons") or {}).items():
+            row = found.setdefault(name, {"singleton": name, "replicas": [], "since": None, "token": 0})
+            if one["replica"]:
+                row["replicas"].append(one["replica"])
+                row["state"] = one["state"]
+            row["token"] = max(row["token"], one["token"] or 0)
+            row["since"] = row["since"] or one["since"]
+    for row in found.values():
+        if len(row["replicas"]) != 1:
+            who = " and ".join(row["replicas"]) or "nobody"
+            problems.append(f"{row['singleton']}: {who} {'have' if len(row['replicas']) > 1 else 'has'} it; see journalctl -u openclaw-owner.")
+    return list(found.values()), problems
+
+
 def status(topology, answers):
     """One status of the whole cluster.
 
@@ -114,16 +171,21 @@ def status(topology, answers):
     :param answers: per host a dict with ``units`` (text of ``systemctl show``: one state a line, in the order of
         :func:`units_of`), ``replicas`` (result of ``gateway_health``), ``verdicts`` (the same of the agents' verdicts), ``redis`` (result of
         ``sentinel_info``), ``aof`` (result of ``redis_aof_check``: ``verdict``, ``summary``, ``sentence``), ``balancer`` (result of
-        ``balancer_server`` for no replicas) and ``vip`` (see :func:`vips_of`), each absent when the host did not answer
-    :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``hosts``, ``replicas``, ``balancers``, ``vips``, ``redis`` and ``sentinels``
-        (lists of rows)
+        ``balancer_server`` for no replicas), ``vip`` (see :func:`vips_of`), ``datacenter`` (what the service of that name says; empty where there
+        is one datacenter), ``backup`` (see :func:`backup.backups`), ``ingress`` and ``owner`` (what these services say), each absent when the host did
+        not answer
+    :returns: dict with ``ok`` (bool), ``problems`` (sentences), ``datacenter`` (see :func:`datacenter_of`), ``hosts``, ``replicas``, ``balancers``,
+        ``vips``, ``redis``, ``sentinels``, ``backups``, ``webhooks`` and ``owners`` (lists of rows)
     """
-    hosts, problems = [], []
+    datacenter, problems = datacenter_of(topology, answers)
+    standby = datacenter is not None and datacenter["state"] != "active"
+    hosts = []
     for name, host in topology["hosts"].items():
         states = (answers.get(name) or {}).get("units")
         wanted = units_of(topology, name)
         found = dict(zip(wanted, states.split())) if states else {}
-        problems += [f"{name}: unit {unit} is {found[unit]}." for unit in found if found[unit] != "active"]
+        if ((answers.get(name) or {}).get("datacenter") or {}).get("state") != "fenced":
+            problems += [f"{name}: unit {unit} is {found[unit]}." for unit in found if found[unit] != "active"]
         if not found:
             problems.append(f"{name}: the host does not answer.")
         units = {unit: found.get(unit, "unknown") for unit in wanted}
@@ -135,31 +197,46 @@ def status(topology, answers):
         probe = next((one for one in probes if one["id"] == replica["id"]), {"healthy": False, "seen": "not asked", "version": ""})
         verdict = _verdict(replica, answers)
         replicas.append({**replica, "healthy": probe["healthy"], "seen": probe["seen"], "version": probe["version"], "verdict": verdict})
+        if datacenter is not None and datacenter["state"] == "fenced":
+            continue
         if not probe["healthy"]:
             problems.append(f"{replica['id']}: {probe['seen']}.")
+        if standby:
+            continue  # its gateways are drained, and have no primary to talk to
         if verdict["drain"]:
             problems.append(f"{replica['id']}: {drained(verdict['drain'])}.")
         problems += [f"{replica['id']}: {problem}." for problem in verdict["problems"]]
 
     balancers, wrong = balancers_of(topology, answers, {one["id"] for one in replicas if one["verdict"]["drain"]})
-    problems += wrong
+    if not standby:
+        problems += wrong
 
-    view = next((answer["redis"] for answer in answers.values() if (answer or {}).get("redis", {}).get("state")), None)
+    view = next((answers[name]["redis"] for name in topology["hosts"] if (answers.get(name) or {}).get("redis", {}).get("state")), None)
+    fenced = datacenter is not None and datacenter["state"] == "fenced"
     if view is None:
-        problems.append("No Redis host could be asked about Redis and Sentinel.")
+        if not fenced:
+            problems.append("No Redis host could be asked about Redis and Sentinel.")
         view = {"primary": None, "redis": [], "sentinels": [], "problems": []}
-    problems += view["problems"]
+    if not fenced:
+        problems += view["problems"]
     redis = []
     for row in view["redis"]:
         found = (answers.get(row["host"]) or {}).get("aof") or {}
         redis.append({**row, "aof": found.get("summary") or "-"})
-        if found.get("verdict", "ok") != "ok":
+        if found.get("verdict", "ok") != "ok" and not fenced:
             problems.append(f"{row['host']}: append-only file: {found.get('sentence') or found['verdict']}")
     vips, wrong = vips_of(topology, answers)
     problems += wrong
+    backups, wrong = backup.backups(topology, answers, time.time())
+    problems += wrong
+    webhooks, wrong = webhooks_of(topology, answers)
+    owners, more = owners_of(topology, answers)
+    if not standby:
+        problems += wrong + more
     return {
         "ok": not problems,
         "problems": problems,
+        "datacenter": datacenter,
         "hosts": hosts,
         "replicas": replicas,
         "balancers": balancers,
@@ -167,7 +244,36 @@ def status(topology, answers):
         "primary": view["primary"],
         "redis": redis,
         "sentinels": view["sentinels"],
+        "backups": backups,
+        "webhooks": webhooks,
+        "owners": owners,
     }
+
+
+def datacenter_of(topology, answers):
+    """What the datacenter is just now, and sentences about what is not as it must be.
+
+    :returns: None where there is one datacenter, else dict with ``name``, ``state`` (``active``, ``standby``, ``fenced``, ``unclaimed``, ``unknown``),
+        ``why`` (sentence) and ``behind`` (bytes that a standby lacked when it last saw the active primary; None when it is none)
+    """
+    if len(topology.get("datacenters", ())) < 2:
+        return None, []
+    said = {name: (answers.get(name) or {}).get("datacenter") or {} for name in topology["hosts"]}
+    told = {name: one for name, one in said.items() if one}
+    states = {one["state"] for one in told.values()}
+    state = states.pop() if len(states) == 1 else "unknown"
+    problems = []
+    if len({one["state"] for one in told.values()}) > 1:
+        problems.append("The hosts do not agree on what this datacenter is: " + ", ".join(f"{name} {one['state']}" for name, one in told.items()) + ".")
+    first = next(iter(told.values()), {})
+    problems += [
+        f"{name}: fenced since {one['since']}: {one['reason']} dr_failback.yml joins it again." for name, one in told.items() if one["state"] == "fenced"
+    ]
+    if state == "disagreed":
+        problems.append(first["why"])
+    lacks = [max(0, one["contact"]["offset"] - one["contact"]["own"]) for one in told.values() if one.get("contact") and one["contact"]["own"] is not None]
+    why = first.get("why") or first.get("reason") or "no host says"
+    return {"name": topology["datacenter"], "state": state, "why": why, "behind": min(lacks) if lacks and state == "standby" else None}, problems
 
 
 def _verdict(replica, answers):
@@ -196,7 +302,11 @@ def _verdict_cell(verdict):
 
 def table(found):
     """The status as lines of text: a table for hosts, replicas and Redis, then what is wrong."""
-    lines = columns(
+    lines = []
+    if found["datacenter"]:
+        one = found["datacenter"]
+        lines = [f"DATACENTER {one['name']}: {one['state']}. {one['why']}" + ("" if one["behind"] is None else f" {one['behind']} bytes behind."), ""]
+    lines += columns(
         [("HOST", "ADDRESS", "ROLES", "UNITS")]
         + [
             (
@@ -222,6 +332,12 @@ def table(found):
         lines += [""] + columns([("VIRTUAL ADDRESS", "DATACENTER", "HELD BY"), *rows])
     lines += [""] + columns([("REDIS", "ENDPOINT", "ROLE", "LINK", "BEHIND", "HEARD", "AOF")] + [_redis_row(row) for row in found["redis"]])
     lines += [""] + columns([("SENTINEL", "ENDPOINT", "PRIMARY", "QUORUM", "STATE")] + [_sentinel_row(row) for row in found["sentinels"]])
+    if found["webhooks"]:
+        lines += [""] + columns([("INGRESS", "STATE", "WAITING", "OLDEST", "DEAD LETTERS")] + [_webhook_row(row) for row in found["webhooks"]])
+    if found["owners"]:
+        lines += [""] + columns([("ONE REPLICA HAS", "REPLICA", "SINCE", "TOKEN")] + [_owner_row(row) for row in found["owners"]])
+    if found["backups"]:
+        lines += [""] + columns(backup.lines(found["backups"]))
     return lines + [""] + (found["problems"] or ["Nothing is wrong."])
 
 
@@ -235,6 +351,17 @@ def _balancer_row(row):
     if not row["answers"]:
         return (row["host"], row["engine"], "?", "no answer")
     return (row["host"], row["engine"], " ".join(row["sends"]) or "nobody", "; ".join(f"{name} ({why})" for name, why in row["kept"].items()) or "-")
+
+
+def _webhook_row(row):
+    if row["status"] is None:
+        return (row["host"], "no answer", "?", "?", "?")
+    return (row["host"], row["status"], str(row["events"]), f"{row['oldest_seconds']:g} s", str(row["dead"]))
+
+
+def _owner_row(row):
+    since = datetime.datetime.fromtimestamp(row["since"], datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ") if row["since"] else "-"
+    return (row["singleton"], " ".join(row["replicas"]) or "nobody", since, str(row["token"]))
 
 
 def _redis_row(row):

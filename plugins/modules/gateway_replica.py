@@ -65,8 +65,27 @@ options:
   config:
     description: Content of C(openclaw.json). Secrets belong into the environment, not in here.
     type: dict
+  includes:
+    description: Files that O(config) includes and that others write, by path, with the most that each ever holds. It is only needed to
+      check the configuration.
+    type: dict
+    default: {}
   settings:
     description: Content of the agent's C(settings.json), which OpenClaw reads anew for each turn.
+    type: dict
+    default: {}
+  plugins:
+    description: npm packages of OpenClaw's own plugins. OpenClaw installs them itself into the replica's state, and only while its gateway is stopped;
+      it trusts no others with a channel.
+    type: list
+    elements: str
+    default: []
+  plugins_version:
+    description: Their version, which is OpenClaw's.
+    type: str
+    default: ""
+  npm_environment:
+    description: Additional environment variables for npm.
     type: dict
     default: {}
   environment:
@@ -155,6 +174,7 @@ files:
   elements: str
 """
 
+import glob
 import grp
 import json
 import os
@@ -170,6 +190,10 @@ from ansible_collections.openclaw.ha.plugins.module_utils import gateway_config,
 
 class InvalidConfig(ValueError):
     """The release does not accept the configuration; the text lists what it has against it."""
+
+
+class NoPlugin(RuntimeError):
+    """A plugin was not installed; the text says which and why."""
 
 
 class NotTakenOver(RuntimeError):
@@ -297,17 +321,24 @@ def same(path, content):
         return False
 
 
-def check(config, command, user, environment, module):
+def check(config, includes, command, user, environment, module):
     """Let the release check a configuration, as ``user`` and in a directory that is gone afterwards.
 
+    :param includes: path -> document of files that it includes; the check reads copies beside the configuration
     :raises InvalidConfig: when it is not accepted
     """
     account = pwd.getpwnam(user)
     with tempfile.TemporaryDirectory(prefix="openclaw-check.") as directory:
         path = os.path.join(directory, "openclaw.json")
-        with open(path, "wb") as stream:
-            stream.write(config)
-        for name in (directory, path):
+        files = {path: config}
+        for number, (elsewhere, content) in enumerate(includes.items()):
+            here = os.path.join(directory, f"include{number}.json")
+            files[here] = document(content)
+            files[path] = files[path].replace(json.dumps(elsewhere).encode(), json.dumps(here).encode())
+        for name, content in files.items():
+            with open(name, "wb") as stream:
+                stream.write(content)
+        for name in (directory, *files):
             os.chown(name, account.pw_uid, account.pw_gid)
         places = {
             "OPENCLAW_CONFIG_PATH": path,
@@ -360,6 +391,42 @@ def copy_tree(source, target):
             os.chown(os.path.normpath(os.path.join(target, os.path.relpath(path, source))), seen.st_uid, seen.st_gid, follow_symlinks=False)
 
 
+def absent_plugins(params):
+    """Those of the plugins that the replica's state does not hold in the wanted version."""
+    held = set()
+    for path in glob.glob(os.path.join(params["state_directory"], "npm/projects/*/node_modules/@openclaw/*/package.json")):
+        try:
+            told = json.loads(read(path))
+        except ValueError:
+            continue
+        held.add((told.get("name"), told.get("version")))
+    return [name for name in params["plugins"] if (name, params["plugins_version"]) not in held]
+
+
+def install_plugins(params, names, units, module):
+    """Have OpenClaw install plugins, which it does only while nobody else has its state.
+
+    :raises NoPlugin: when one was not installed
+    """
+    if units.show(params["unit"]).get("ActiveState") not in (None, "inactive", "failed"):
+        units.do("stop", "--", params["unit"])
+    account = pwd.getpwnam(params["user"])
+    # OpenClaw notes what it installs in the configuration that it is shown, and npm wants a cache of its own.
+    with tempfile.TemporaryDirectory(prefix="openclaw-plugins.") as directory:
+        os.chown(directory, account.pw_uid, account.pw_gid)
+        places = {"OPENCLAW_CONFIG_PATH": os.path.join(directory, "openclaw.json"), "npm_config_cache": os.path.join(directory, "cache")}
+        # Not the replica's own, which allows nothing to be written.
+        environment = {key: value for key, value in params["environment"].items() if key != "OPENCLAW_CONFIG_READONLY"}
+        for name in names:
+            what = f"{name}@{params['plugins_version']}"
+            # runuser sets HOME, which does not exist: its replicas have one each.
+            words = [module.get_bin_path("runuser", True), "-u", params["user"], "--", "env", f"HOME={directory}", f"TMPDIR={directory}"]
+            words += [*params["validate"], "plugins", "install", f"npm:{what}", "--accept-capabilities", "--force"]
+            rc, out, err = module.run_command(words, environ_update={**environment, **params["npm_environment"], **places}, cwd=directory)
+            if rc != 0 or name in absent_plugins(params):
+                raise NoPlugin(f"OpenClaw did not install {what}: it ended with status {rc} and said {' '.join((err or out).split())[-400:]!r}")
+
+
 def said_since(module, unit, moment, deadline):
     """What OpenClaw says of its configuration, see :func:`replica.taken_over`, as soon as it says it."""
     until = time.monotonic() + deadline
@@ -378,7 +445,7 @@ def present(params, units, disk, module):
     command = params["validate"]
     ready = command and all(os.path.exists(word) for word in command) and not (disk.dry and params["inputs_changed"])
     if ready and not same(os.path.join(directory, "openclaw.json"), config):
-        check(config, command, params["user"], params["environment"], module)
+        check(config, params["includes"], command, params["user"], params["environment"], module)
     secrets = params["secrets"].encode()
     own = {
         "config": document(replica.of_the_start(params["config"])),
@@ -408,11 +475,17 @@ def present(params, units, disk, module):
     if path := unit_file(params):
         disk.file(path, params["unit_content"].encode(), 0o644, disk.root)
 
+    wanting = absent_plugins(params)
+    disk.touched += [os.path.join(state, "npm", name) for name in wanting]
+    if wanting and not disk.dry:
+        install_plugins(params, wanting, units, module)
     seen = units.show(params["unit"])
     if unit_file(params) in disk.touched:
         seen["NeedDaemonReload"] = "yes"  # systemd does not see by itself that a unit has got a file of its own
     running = running_generation(seen.get("MainPID", "0"))
-    verbs = replica.plan(seen, "" if disk.dry and params["inputs_changed"] else running, wanted)
+    # They are installed while it is stopped.
+    behind = disk.dry and (params["inputs_changed"] or wanting)
+    verbs = replica.plan(seen, "" if behind else running, wanted)
     goes_on = seen.get("ActiveState") == "active" and not {"start", "restart"} & set(verbs)
     if not disk.dry:
         for verb in verbs:
@@ -474,7 +547,11 @@ def main():
             "user": {"type": "str", "default": "openclaw"},
             "validate": {"type": "list", "elements": "str", "default": []},
             "config": {"type": "dict"},
+            "includes": {"type": "dict", "default": {}},
             "settings": {"type": "dict", "default": {}},
+            "plugins": {"type": "list", "elements": "str", "default": []},
+            "plugins_version": {"type": "str", "default": ""},
+            "npm_environment": {"type": "dict", "default": {}},
             "environment": {"type": "dict", "default": {}},
             "secrets": {"type": "str", "default": "", "no_log": True},
             "unit_content": {"type": "str", "default": ""},
@@ -499,6 +576,8 @@ def main():
             msg=f"Replica {params['id']}: OpenClaw does not accept the configuration: {error}. Nothing was changed; "
             "mend gateway_extra_config."
         )
+    except NoPlugin as error:
+        module.fail_json(msg=f"Replica {params['id']}: {error}. It is stopped; the next run goes on.")
     except NotTakenOver as error:
         module.fail_json(msg=f"Replica {params['id']}: OpenClaw did not take over its changed configuration: {error}. It goes on with the one that it had.")
     except gateway_config.GatewayConfigError as error:

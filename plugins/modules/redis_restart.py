@@ -123,6 +123,7 @@ class Restart:
         self.node = next((node for node in parameters["redis" if self.kind == "redis" else "sentinels"] if node["host"] == parameters["host"]), None)
         self.label = f"{'Redis' if self.kind == 'redis' else 'Sentinel'} on {parameters['host']}"
         self.alone = self.kind == "redis" and len(parameters["redis"]) == 1
+        self._elsewhere = parameters["elsewhere"] if parameters["standby"] else None
         self._parameters = parameters
         self._units = units
         self._run_command = run_command
@@ -157,8 +158,8 @@ class Restart:
         if self.alone:
             return [f"{self.label}: {node.get('error') or 'it is loading its data'}." for node in nodes if node.get("error") or node["loading"]]
         if self.kind == "sentinel":
-            return agree(nodes, sentinels, quorum=self.cluster.quorum)["problems"]
-        return obstacles(nodes, sentinels, self.cluster.quorum, switching=False)
+            return agree(nodes, sentinels, quorum=self.cluster.quorum, elsewhere=self._elsewhere)["problems"]
+        return obstacles(nodes, sentinels, self.cluster.quorum, switching=False, elsewhere=self._elsewhere)
 
     def wait(self, seconds):
         """Wait until nothing stands against a restart; the obstacles that are left at the deadline."""

@@ -49,7 +49,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 state:
-  description: V(absent) when nothing answers, V(agreed) when there is one primary, V(disagreed) otherwise.
+  description: V(absent) when nothing answers, V(agreed) when there is one primary, V(standby) when all follow another datacenter, V(disagreed) otherwise.
   type: str
   returned: always
 primary:
@@ -89,9 +89,9 @@ def look(parameters):
     timeout = parameters["timeout"]
     nodes = [inspect_redis(node, parameters["redis_access"], timeout) for node in parameters["redis"]]
     sentinels = [
-        inspect_sentinel(node, parameters["name"], parameters["sentinel_access"], timeout) for node in parameters["sentinels"]
+        inspect_sentinel(node, parameters["name"], parameters["sentinel_access"], timeout, parameters["elsewhere"]) for node in parameters["sentinels"]
     ]
-    view = agree(nodes, sentinels, parameters["unanswered_ok"], parameters["quorum"])
+    view = agree(nodes, sentinels, parameters["unanswered_ok"], parameters["quorum"], parameters["elsewhere"] if parameters["standby"] else None)
     return {**view, "redis": with_lag(nodes, view["primary"]), "sentinels": sentinels}
 
 
@@ -109,7 +109,7 @@ def main():
     deadline = time.monotonic() + module.params["wait"]
     while True:
         view = look(module.params)
-        settled = view["state"] == "agreed" and not view["problems"]
+        settled = view["state"] == ("standby" if module.params["standby"] else "agreed") and not view["problems"]
         if settled or time.monotonic() >= deadline:
             break
         time.sleep(0.5)  # between two looks, until the deadline

@@ -302,7 +302,7 @@ def _without_system_text(message):
 # ---- HTTP ----------------------------------------------------------------------------------------------------------
 
 
-class _Server(http.server.ThreadingHTTPServer):
+class Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
@@ -332,7 +332,7 @@ class Double:
             self.control_port = self._control.server_address[1]
 
     def _listen(self, host, port, control_only=False):
-        server = _Server((host, port), type(self._handler.__name__, (self._handler,), {"control_only": control_only}))
+        server = Server((host, port), type(self._handler.__name__, (self._handler,), {"control_only": control_only}))
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         return server
 
@@ -425,14 +425,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _read_body(self):
-        length = int(self.headers.get("Content-Length") or 0)
-        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
-            raw = self._read_chunks()
-        elif 0 <= length <= LARGEST_BODY:
-            raw = self.rfile.read(length)
-        else:
-            self.close_connection = True
-            raise ValueError("the request body is too large")
+        raw = self.read_raw()
         if not raw:
             return {}
         try:
@@ -442,6 +435,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not isinstance(body, dict):
             raise ValueError("the request body must be a JSON object")
         return body
+
+    def read_raw(self):
+        """The body of the request, as bytes."""
+        length = int(self.headers.get("Content-Length") or 0)
+        if "chunked" in self.headers.get("Transfer-Encoding", "").lower():
+            return self._read_chunks()
+        if 0 <= length <= LARGEST_BODY:
+            return self.rfile.read(length)
+        self.close_connection = True
+        raise ValueError("the request body is too large")
 
     def _read_chunks(self):
         raw = b""

@@ -15,8 +15,9 @@ from plugins.module_utils.redis_access import passwords
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME") or os.environ.get("CLUSTER") or "demo"
 #: Where a host of Redis has its certificate, as options of redis-cli.
 TLS_FILES = "--tls " + " ".join(f"--{option} /etc/redis/openclaw/tls/{file}.pem" for option, file in {"cacert": "ca", "cert": "cert", "key": "key"}.items())
+CHANNELS = ("openclaw-ingress", "openclaw-owner")
 #: Units whose journal is worth reading when a test fails.
-JOURNALS = ("openclaw-gateway@*", "openclaw-agent*", "redis-server", "redis-sentinel", "haproxy", "nginx", "keepalived", "ollama")
+JOURNALS = ("openclaw-gateway@*", "openclaw-agent*", *CHANNELS, "redis-server", "redis-sentinel", "haproxy", "nginx", "keepalived", "ollama")
 
 
 class Cluster:

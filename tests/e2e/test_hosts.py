@@ -10,6 +10,8 @@ import pytest
 
 from conftest import NAME, ROOT
 
+from plugins.module_utils.channels import FIRST_LISTENER
+
 OPENCLAW_VERSION = "2026.9.6"
 NODE_VERSION = "24.19.0"
 SSH = 22
@@ -57,6 +59,13 @@ def test_listening_sockets_are_exactly_the_expected_ones(hosts, topology):
             if node["host"] == name:
                 expected |= {(address, node["port"]), ("127.0.0.1", HAPROXY_METRICS)}
                 expected |= {(node["vip"], node["port"])} if node["vip"] else set()
+                if node["tls_port"]:
+                    expected |= {(where, node["tls_port"]) for where in (address, node["vip"]) if where}
+        # What channels need: the door for webhooks, what it and the owners say to their own host, and each replica's listener of Telegram.
+        expected |= {where for one in topology["ingresses"] if one["host"] == name for where in ((address, one["port"]), ("127.0.0.1", one["status_port"]))}
+        expected |= {("127.0.0.1", one["port"]) for one in topology["owners"] if one["host"] == name}
+        telegram = [path for path in topology["webhooks"] if path.startswith("/webhooks/telegram/")]
+        expected |= {(address, one["port"] + FIRST_LISTENER + number) for one in own for number in range(len(telegram))}
         lines = host.check_output("ss --no-header --listening --tcp --numeric --processes").splitlines()
         # Ollama's server reaches its own model runner on a port of loopback that changes.
         lines = [line for line in lines if not ('"ollama"' in line and line.split()[3].startswith("127.0.0.1:"))]

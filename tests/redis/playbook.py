@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 
 from lab.cluster import ROOT
@@ -39,8 +40,26 @@ def run(cluster, name, *options, **more):
     return run_file(cluster, ROOT / f"playbooks/{name}.yml", *options, **more)
 
 
-def run_file(cluster, path, *options, variables=None, check=True, seconds=900):
-    """Run a playbook on a lab cluster. :raises RuntimeError: when it fails and ``check`` is set"""
+def killed_at(cluster, name, step, variables):
+    """Run ``playbooks/<name>.yml``, and kill it (SIGKILL, with all its processes) when it comes to a task; a look beforehand does not count.
+
+    :raises RuntimeError: when it never comes there
+    """
+    words, environment = _call(cluster, ROOT / f"playbooks/{name}.yml", (), variables)
+    seen = []
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environment | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as running:
+        for line in running.stdout:
+            seen.append(line)
+            if line.startswith("TASK") and step in line and "only a look" not in line:
+                os.killpg(running.pid, signal.SIGKILL)
+                return
+    raise RuntimeError(f"{name}.yml never came to {step!r}:\n{''.join(seen)[-3000:]}")
+
+
+def _call(cluster, path, options, variables):
+    """The words and the environment of a run."""
     command = [ROOT / ".venv/bin/ansible-playbook", *LabCluster(cluster).inventories, path, *options]
     if variables:
         command += ["--extra-vars", json.dumps(variables)]
@@ -51,7 +70,12 @@ def run_file(cluster, path, *options, variables=None, check=True, seconds=900):
         "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
         "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".collections"),
     }
-    words = [str(word) for word in command]
+    return [str(word) for word in command], environment
+
+
+def run_file(cluster, path, *options, variables=None, check=True, seconds=900):
+    """Run a playbook on a lab cluster. :raises RuntimeError: when it fails and ``check`` is set"""
+    words, environment = _call(cluster, path, options, variables)
     done = subprocess.run(
         words, cwd=ROOT, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=seconds, check=False
     )

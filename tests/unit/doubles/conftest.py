@@ -74,3 +74,28 @@ def ollama():
     double = ollama_double.Double(ollama_double.OllamaHandler, models=models)
     yield types.SimpleNamespace(double=double, port=double.port, url=f"http://127.0.0.1:{double.port}")
     double.stop()
+
+
+@pytest.fixture
+def telegram():
+    """Starts Telegram doubles with settings that suit tests; one has a ``url`` of its bot's API and a ``control`` url of its bot."""
+    import telegram_double
+
+    started = []
+
+    def start(token="101:secret-1", **settings):
+        usual = {"retry_base": 0.05, "retry_longest": 0.4, "webhook_timeout": 5, "conflict_pause": 0}
+        double = telegram_double.TelegramDouble(tokens=[token], settings=telegram_double.Settings(**{**usual, **settings}))
+        started.append(double)
+        root = f"http://127.0.0.1:{double.port}"
+        return types.SimpleNamespace(
+            double=double,
+            bot=double.with_token(token),
+            root=root,
+            url=f"{root}/bot{token}",
+            control=f"{root}/control/{token.split(':')[0]}",
+        )
+
+    yield start
+    for double in started:
+        double.stop()

@@ -37,6 +37,8 @@ from tests.ports import free_port
 ROLE = pathlib.Path(__file__).resolve().parents[3] / "roles" / "balancer"
 STARTED = (200, {"ok": True, "status": "started"})
 DRAINING = (503, {"ok": False, "status": "draining"})
+#: Where balancers ask a replica, an ingress and each other. One that asks a port whose owner was closed by its test may ask anybody.
+PROBES = ("/startupz", "/health", "/balancer-health")
 
 
 # ---- rendering
@@ -74,9 +76,12 @@ def servers(config):
 class Backend:
     """A replica's stand-in.
 
-    ``probe`` is its answer to /startupz. ``hurt`` is called with the id of each other request and says what becomes of
-    it: "answer", "drop" (it is read, then the connection is closed) or a status.
+    ``probe`` is its answer to PROBES. ``hurt`` is called with the id of each other request and says what becomes of
+    it: "answer", "drop" (it is read, then the connection is closed), "silence" or a status.
     """
+
+    #: What goes with each of its answers.
+    headers = {}
 
     def __init__(self, name):
         self.name = name
@@ -100,7 +105,7 @@ class Backend:
                         body += self.rfile.read(size)
                         self.rfile.readline()
                     self.rfile.readline()
-                if self.path == "/startupz":
+                if self.path in PROBES:
                     if backend.probe == "silence":
                         backend.release.wait(20)
                     return self.send(*backend.probe)
@@ -114,12 +119,15 @@ class Backend:
                 if self.headers.get("Upgrade", "").lower() == "websocket":
                     return self.echo()
                 fate = backend.hurt(identity)
+                if fate == "silence":
+                    backend.release.wait(20)
+                    fate = "drop"
                 if fate == "drop":
                     self.close_connection = True
                     return None
                 return self.send(200 if fate == "answer" else fate, {"from": backend.name})
 
-            do_POST = do_DELETE = do_GET
+            do_POST = do_DELETE = do_PUT = do_PATCH = do_GET
 
             def stream(self):
                 """Server-sent events: the first at once, the second when the test says so."""
@@ -149,6 +157,8 @@ class Backend:
                 raw = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(raw)))
+                for header in backend.headers.items():
+                    self.send_header(*header)
                 self.end_headers()
                 self.wfile.write(raw)
 
@@ -177,6 +187,16 @@ class Backend:
             for connection in self.connections:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
+
+
+class Ingress(Backend):
+    """An ingress's stand-in: the door of ``openclaw_ingress``, which says when to come again."""
+
+    headers = {"Retry-After": "5"}
+
+    def entry(self, datacenter="main"):
+        """What the topology says of it."""
+        return {"host": self.name, "address": "127.0.0.1", "port": self.port, "status_port": 1, "datacenter": datacenter}
 
 
 def until(condition, seconds=10):
@@ -217,7 +237,8 @@ class Agent:
 class Balancer:
     """A balancer with the rendered configuration, moved into a directory of the test, in front of ``backends``.
 
-    ``agents`` are those of the backends, where there are any. ``tls`` makes it speak TLS on ``tls_port``.
+    ``agents`` are those of the backends, where there are any. ``tls`` makes it speak TLS on ``tls_port``. Of the variables, some are the
+    topology's, and ``replaced`` says what in the configuration is to be something else for a test.
     """
 
     template = ""
@@ -247,8 +268,12 @@ class Balancer:
     def write(self, ports):
         node = {"host": "node1", "address": "127.0.0.1", "port": self.port, "tls_port": self.tls_port, "vip": None, "datacenter": "main"}
         topology = {"balancers": [node, *self.variables.get("neighbours", [])], "replicas": self.replicas(ports)}
+        if "elsewhere" in self.variables:
+            node["datacenters_port"] = self.variables["datacenters_port"]
+            topology["sites"] = {"main": {"balancers": [node]}, "west": {"balancers": self.variables["elsewhere"]}}
+        topology |= {name: self.variables[name] for name in ("ingresses", "webhooks") if name in self.variables}
         text = render(topology, template=self.template, **self.variables)
-        for old, new in self.moved().items():
+        for old, new in (self.moved() | self.variables.get("replaced", {})).items():
             assert text.count(old) >= 1, f"{old!r} is not in the configuration"
             text = text.replace(old, new)
         self.config.write_text(text)
@@ -290,6 +315,16 @@ class Balancer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(5)
+
+
+def chunked(running, sizes, headers="", path="/x"):
+    """The status of the answer to a POST that does not tell the length of its body."""
+    with running.connect() as client:
+        client.sendall(f"POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n{headers}\r\n".encode())
+        body = b"".join(b"%x\r\n%s\r\n" % (size, b"x" * size) for size in sizes)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(body + b"0\r\n\r\n")
+        return answer(client).status
 
 
 def answer(client, method="GET"):
@@ -338,13 +373,13 @@ class HAProxy(Balancer):
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
         return ""
 
-    def rows(self):
+    def rows(self, backend="gateways"):
         """What ``show stat`` says of each server, by name."""
         lines = [line.split(",") for line in self.command("show stat").splitlines()]
-        return {line[1]: dict(zip(lines[0], line)) for line in lines if line[0] == "gateways" and line[1] != "BACKEND"}
+        return {line[1]: dict(zip(lines[0], line)) for line in lines if line[0] == backend and line[1] not in ("FRONTEND", "BACKEND")}
 
-    def states(self):
-        return {name: row["status"].split()[0] for name, row in self.rows().items()}
+    def states(self, backend="gateways"):
+        return {name: row["status"].split()[0] for name, row in self.rows(backend).items()}
 
     def checked(self):
         """Whether every server has been checked at least once."""

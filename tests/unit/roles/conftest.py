@@ -50,7 +50,12 @@ def nginx(nginx_program, tmp_path):
 
 
 @pytest.fixture(params=["haproxy", "nginx"])
-def engine(request, tmp_path):
+def engine_name(request):
+    return request.param
+
+
+@pytest.fixture
+def engine(engine_name, tmp_path):
     """Starts either."""
-    kind = {"haproxy": balancer_rig.HAProxy, "nginx": balancer_rig.Nginx}[request.param]
-    yield from _starter(kind, _program(request.param), tmp_path)
+    kind = {"haproxy": balancer_rig.HAProxy, "nginx": balancer_rig.Nginx}[engine_name]
+    yield from _starter(kind, _program(engine_name), tmp_path)

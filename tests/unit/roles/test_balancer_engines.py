@@ -15,7 +15,7 @@ import time
 import uuid
 
 import pytest
-from balancer_rig import STARTED, Agent, Backend, HAProxy, answer, authority, certificate, cluster, render, until
+from balancer_rig import STARTED, Agent, Backend, HAProxy, answer, authority, certificate, chunked, cluster, render, until
 
 from ansible_collections.openclaw.ha.plugins.module_utils.processes import EXACT, started
 from ansible_collections.openclaw.ha.plugins.modules import unread_files
@@ -39,6 +39,9 @@ def given(directory, *names):
 
 # ---- what the programs say to the configuration
 
+INGRESSES = [
+    {"host": f"node{number}", "address": f"198.18.0.{number}", "port": 18600, "status_port": 18601, "datacenter": "main"} for number in (1, 2, 3)
+]
 VARIANTS = [
     {},
     {"balancer_client_connections": 0, "balancer_client_requests_per_minute": 600},
@@ -48,6 +51,10 @@ VARIANTS = [
     {"tls_port": 8443, "balancer_plain": "off"},
     {"tls_port": 8443, "balancer_certificates": ["one", "two"]},
     {"vip": "198.18.0.200", "tls_port": 8443},
+    {"webhooks": ["/webhooks/slack/default", "/webhooks/telegram/default"], "ingresses": INGRESSES, "tls_port": 8443},
+    {"webhooks": [f"/webhooks/telegram/bot-{number}" for number in range(200)], "ingresses": INGRESSES, "balancer_client_requests_per_minute": 10},
+    # A datacenter without an ingress of its own.
+    {"webhooks": ["/webhooks/slack/default"], "ingresses": [INGRESSES[0] | {"datacenter": "west"}], "balancer_client_connections": 0},
 ]
 HAPROXY_VARIANTS = [
     {"balancer_token_requests_per_minute": 10},
@@ -61,6 +68,7 @@ def rendered(directory, template, variant):
     variables = dict(variant)
     topology = cluster(3)
     topology["balancers"][0] |= {key: variables.pop(key) for key in ("tls_port", "vip") if key in variables}
+    topology |= {key: variables.pop(key) for key in ("webhooks", "ingresses") if key in variables}
     for name in ("one", "two"):
         certificate(directory, f"site-{name}", [f"{name}.example"])
     certificate(directory, "own", ["node1"])
@@ -240,15 +248,6 @@ def test_a_body_that_is_too_large_is_refused(engine):
     assert running.backends[0].bodies == [100000]
 
 
-def chunked(running, sizes, headers=""):
-    with running.connect() as client:
-        client.sendall(f"POST /x HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n{headers}\r\n".encode())
-        body = b"".join(b"%x\r\n%s\r\n" % (size, b"x" * size) for size in sizes)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            client.sendall(body + b"0\r\n\r\n")
-        return answer(client).status
-
-
 @pytest.mark.parametrize("piece", [1, 1000])
 def test_a_body_that_does_not_tell_its_length_is_measured(engine, piece):
     running = engine(1, balancer_max_body=20000)
@@ -421,6 +420,87 @@ def test_balancers_count_together_and_over_a_reload(pair):
     first.reload()
     until(lambda: "gpc0_rate(60000)=5" in first.command("show table client_requests"))
     assert first.ask("GET").status == 429
+
+
+# ---- another datacenter
+
+
+@pytest.fixture
+def two_datacenters(haproxy_program, tmp_path):
+    """An HAProxy of each of two datacenters, with an agent's word for its replica; each is "main" to itself, and "west" to the other."""
+    issuer, ports, running = authority(), [free_port(), free_port()], []
+    for number, name in enumerate(("here", "there")):
+        directory = tmp_path / name
+        (directory / "own").mkdir(parents=True)
+        certificate(directory, "own", ["127.0.0.1"], issuer)
+        (directory / "own" / "ca.pem").write_bytes((directory / "trusted.pem").read_bytes())
+        other = {"host": "west1", "address": "127.0.0.1", "datacenter": "west", "engine": "haproxy", "datacenters_port": ports[1 - number]}
+        settings = {"datacenters_port": ports[number], "elsewhere": [other], "balancer_check_interval": 100}
+        running.append(HAProxy(haproxy_program, directory, [Backend(f"{name}-1")], [Agent()], **settings).ready())
+    until(lambda: all("UP" in one.command("show stat").split("datacenters,west-west1,")[1].split("\n")[0] for one in running))
+    yield running
+    for one in running:
+        one.close()
+
+
+def drain(running):
+    running.agents[0].line = b"up 0%\n"
+    until(lambda: running.rows()[running.backends[0].name]["weight"] == "0")
+
+
+def test_requests_go_to_the_other_datacenter_while_no_replica_serves_here(two_datacenters):
+    here, there = two_datacenters
+    assert json.loads(here.ask("GET").body)["from"] == "here-1"
+    drain(here)
+    done = here.ask("POST", "/api/v1/message", {"X-Request-Id": "one", "X-Test": "t"}, body="x")
+    assert json.loads(done.body)["from"] == "there-1" and done.headers["X-Request-Id"] == "one"
+    headers = {name.lower(): value for name, value in there.backends[0].received[-1][1]}
+    # The gateway there hears who the client is, and by which name its request goes.
+    assert headers["x-forwarded-for"] == "127.0.0.1" and headers["x-forwarded-proto"] == "http" and headers["x-request-id"] == "one"
+    # It is not what those who share requests out among datacenters should choose.
+    assert here.ask("GET", "/balancer-health").status == 503
+    here.agents[0].line = b"up 100%\n"
+    until(lambda: json.loads(here.ask("GET").body)["from"] == "here-1")
+
+
+def test_a_stream_from_the_other_datacenter_comes_as_it_is_written(two_datacenters):
+    here, there = two_datacenters
+    drain(here)
+    with here.connect() as client:
+        client.sendall(b"POST /stream HTTP/1.1\r\nHost: test\r\nContent-Length: 2\r\n\r\n{}")
+        received = b""
+        while b"data: 1" not in received:
+            received += client.recv(65536)
+        assert b"data: 2" not in received
+        there.backends[0].release.set()
+        while b"data: 2" not in received:
+            received += client.recv(65536)
+
+
+def test_without_a_replica_anywhere_nothing_goes_round_in_circles(two_datacenters):
+    here, there = two_datacenters
+    drain(here)
+    drain(there)
+    until(lambda: "DOWN" in here.command("show stat").split("datacenters,west-west1,")[1].split("\n")[0])
+    assert here.ask("GET").status == 503 and not there.backends[0].received
+
+
+def test_only_who_has_a_certificate_of_the_cluster_hands_over(two_datacenters, tmp_path):
+    here, _there = two_datacenters
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    certificate(stranger, "own", ["127.0.0.1"])
+    for name in (None, "own"):
+        context = ssl.create_default_context(cafile=str(tmp_path / "here" / "trusted.pem"))
+        context.check_hostname = False
+        if name:
+            context.load_cert_chain(stranger / "own.crt", stranger / "own.key")
+        with socket.create_connection(("127.0.0.1", here.variables["datacenters_port"]), timeout=10) as plain, pytest.raises((ssl.SSLError, ConnectionError)):
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                if not client.recv(1):
+                    raise ConnectionResetError("closed")
+    assert not here.backends[0].received
 
 
 # ---- streams and WebSockets

@@ -30,9 +30,13 @@ def test_haproxy_accepts_the_configuration(haproxy_program, tmp_path, replicas):
 
 
 def test_servers_come_from_the_topology_and_from_the_own_datacenter():
-    topology = cluster(4, ("here", "there"))
-    assert servers(render(topology, "node1")) == [["node1-1", "198.18.0.1:18789"], ["node1-2", "198.18.0.1:18909"]]
-    assert servers(render(topology, "node2")) == [["node2-1", "198.18.0.2:18789"], ["node2-2", "198.18.0.2:18909"]]
+    topology = cluster(2, ("here", "there"))
+    own = [["node1-1", "198.18.0.1:18789"], ["node1-2", "198.18.0.1:18909"]]
+    # Behind them the balancers of the other datacenter, not its replicas.
+    assert servers(render(topology, "node1")) == [*own, ["there-node2", "198.18.0.2:8444"]]
+    topology["balancers"][0]["datacenters_port"] = 0
+    assert servers(render(topology, "node1")) == own
+    assert servers(render(topology, "node2"))[:2] == [["node2-1", "198.18.0.2:18789"], ["node2-2", "198.18.0.2:18909"]]
     assert "bind 198.18.0.2:8080" in render(topology, "node2")
 
 

@@ -5,9 +5,10 @@
 import { connectRedis } from "./lib/client.js";
 import { resolveConfig } from "./lib/config.js";
 import { ENGINE_ID, TurnEngine } from "./lib/engine.js";
-import { createHooks } from "./lib/hooks.js";
+import { createHooks, HOOK_OPTIONS } from "./lib/hooks.js";
 import { sendJson } from "./lib/http.js";
 import { handleMessage } from "./lib/message.js";
+import { handleOwned, OWNED_PATH } from "./lib/owned.js";
 import { PEER_PATH } from "./lib/peers.js";
 import { currentRuntime, replaceRuntime, Runtime, stopRuntime } from "./lib/runtime.js";
 import { serveSqliteWaits } from "./lib/sqlite.js";
@@ -17,6 +18,12 @@ const named = (logger) =>
   Object.fromEntries(
     ["info", "warn", "error"].map((level) => [level, (text) => logger[level](`shared-state: ${text}`)]),
   );
+
+/** Runs a method of the gateway with the rights of the request that is being answered. */
+async function dispatch(method, params) {
+  const { dispatchGatewayMethod } = await import("openclaw/plugin-sdk/gateway-method-runtime");
+  return dispatchGatewayMethod(method, params);
+}
 
 export default {
   id: "shared-state",
@@ -37,15 +44,17 @@ export default {
 
     api.registerService({
       id: "shared-state",
-      start: () => {
+      start: async (ctx) => {
         serveSqliteWaits();
-        return replaceRuntime(create);
+        await replaceRuntime(create);
+        // Not waited for: the scheduler may be loading still.
+        if (ctx?.getCron) void (await current()).cron.start(() => ctx.getCron());
       },
       stop: () => stopRuntime(settings()),
     });
     api.registerContextEngine(ENGINE_ID, () => new TurnEngine(current));
     const hooks = createHooks(current);
-    for (const [name, handler] of Object.entries(hooks)) api.on(name, handler);
+    for (const [name, handler] of Object.entries(hooks)) api.on(name, handler, HOOK_OPTIONS[name]);
     // A channel's /new and /reset arrive here; both ways lead to the same, and twice does no harm.
     api.registerHook(["command:new", "command:reset"], (event) => hooks.before_reset(event, event), {
       name: "shared-state-reset",
@@ -60,6 +69,13 @@ export default {
       path: PEER_PATH,
       auth: "gateway",
       handler: async (req, res) => (await current()).peers.handle(req, res),
+    });
+    api.registerHttpRoute({
+      path: OWNED_PATH,
+      auth: "gateway",
+      // The token's full rights, for channels.status.
+      gatewayRuntimeScopeSurface: "trusted-operator",
+      handler: (req, res) => handleOwned({ channels: () => api.runtime.config.current().channels, dispatch }, req, res),
     });
     api.registerHttpRoute({
       path: "/api/v1/health",

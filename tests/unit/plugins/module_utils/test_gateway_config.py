@@ -519,3 +519,54 @@ def test_a_single_redis_is_not_waited_for():
     )
     built = pure.config(single["replicas"][0], single, options())
     assert built["plugins"]["entries"]["shared-state"]["config"]["waitReplicas"] == 0
+
+
+TELEGRAM = {"type": "telegram", "mode": "webhook", "secrets": {"bot_token": "1:t0ken", "webhook_secret": "w3bhook"}, "allow_from": [42]}
+WHATSAPP = {"type": "whatsapp", "account": "main", "allow_from": ["+15550001"]}
+
+
+def with_channels(*entries):
+    return {
+        "channels": list(entries),
+        "public_url": "https://claw.example.org",
+        "switches": "/run/openclaw-owner/1/channels.json",
+    }
+
+
+def test_channels_and_their_plugins():
+    document = built(**with_channels(TELEGRAM, WHATSAPP))
+    assert document["channels"]["$include"] == "/run/openclaw-owner/1/channels.json"
+    assert document["channels"]["telegram"]["accounts"]["default"]["webhookPort"] == 18900
+    assert document["plugins"]["entries"]["whatsapp"] == {"enabled": True}
+    assert "channels" not in built() and "t0ken" not in json.dumps(document)
+    # A replica that owns an account has more of them than the others, and must mean the same conversations.
+    assert document["session"]["dmScope"] == "per-account-channel-peer" and built()["session"]["dmScope"] == "per-channel-peer"
+
+
+def test_what_is_included_is_allowed_and_checked_with_all_that_it_may_hold():
+    given = options(**with_channels(TELEGRAM, WHATSAPP))
+    assert pure.includes(given) == {"/run/openclaw-owner/1/channels.json": {"whatsapp": {"enabled": True, "accounts": {"main": {
+        "enabled": True, "configWrites": False, "dmPolicy": "allowlist", "allowFrom": ["+15550001"], "groupPolicy": "disabled"}}}}}  # fmt: skip
+    replica = cluster()["replicas"][0]
+    assert pure.environment(replica, given)["OPENCLAW_INCLUDE_ROOTS"] == "/run/openclaw-owner/1"
+    for nobody in (options(), options(**with_channels(TELEGRAM))):
+        assert pure.includes(nobody) == {} and "OPENCLAW_INCLUDE_ROOTS" not in pure.environment(replica, nobody)
+
+
+def test_secrets_of_channels_are_in_the_environment():
+    found = pure.secrets([CLOUD], "t", "r", "s", {"OPENCLAW_CHANNEL_TELEGRAM_DEFAULT_BOT_TOKEN": "mine"}, [TELEGRAM])
+    assert found["OPENCLAW_CHANNEL_TELEGRAM_DEFAULT_BOT_TOKEN"] == "1:t0ken" and found["OPENCLAW_CHANNEL_TELEGRAM_DEFAULT_WEBHOOK_SECRET"] == "w3bhook"
+    for function in (lambda: pure.secrets([CLOUD], "t", "r", "s", {}, [{"type": "icq"}]), lambda: built(channels=[{"type": "icq"}])):
+        with pytest.raises(pure.GatewayConfigError, match="gateway_channels entry 1: found type 'icq'"):
+            function()
+
+
+def test_without_jobs_nobody_looks_at_the_clock_and_with_them_everybody_does():
+    replica, job = cluster()["replicas"][0], {"name": "report", "schedule": "0 8 * * *", "message": "What is new?"}
+    assert built()["cron"] == {"enabled": False} and pure.environment(replica, options())["OPENCLAW_SKIP_CRON"] == "1"
+    document = built(jobs=[job])
+    assert document["cron"] == {"enabled": True, "skipMissedJobs": True}
+    assert document["plugins"]["entries"]["shared-state"]["config"]["jobs"][0]["key"] == "report"
+    assert "OPENCLAW_SKIP_CRON" not in pure.environment(replica, options(jobs=[job]))
+    with pytest.raises(pure.GatewayConfigError, match="gateway_jobs entry 1"):
+        built(jobs=[{"name": "x"}])

@@ -56,8 +56,19 @@ def test_nobody_but_the_admin_gets_a_category():
                 assert [word for word in rules.split() if "@" in word] == ["-@all"], f"{kind} {name}"
 
 
-def test_only_the_app_reads_keys_and_only_its_own():
-    assert [name for name, rules in access.RULES["redis"].items() if "~" in rules] == ["admin", "app"]
+def test_the_sentinels_of_a_datacenter_have_no_way_into_the_redis_of_another():
+    main, west, alone = (access.passwords(SECRET, "redis", datacenter=name) for name in ("main", "west", None))
+    assert len({main["sentinel"], west["sentinel"], alone["sentinel"]}) == 3
+    assert all(main[user] == west[user] == alone[user] for user in main if user != "sentinel")
+    assert access.passwords(SECRET, "sentinel", datacenter="west") == access.passwords(SECRET, "sentinel")
+
+
+def test_who_reads_keys_reads_only_its_own():
+    assert [name for name, rules in access.RULES["redis"].items() if "~" in rules] == ["admin", "app", "ingress", "owner", "datacenter"]
+    assert [word for word in access.RULES["redis"]["owner"].split() if "~" in word] == ["~oc:owner:*", "~oc:events"]
+    # What conversations hold is no business of the ingress: of claims it sees whether they are there.
+    assert [word for word in access.RULES["redis"]["ingress"].split() if "~" in word] == ["~oc:ingress:*", "~oc:events", "%R~oc:dedupe:*"]
+    assert access.RULES["redis"]["datacenter"].split()[0] == "~oc:datacenter"
     assert "~oc:*" in access.RULES["redis"]["app"].split()
 
 

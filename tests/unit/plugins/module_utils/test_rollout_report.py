@@ -13,6 +13,7 @@ HOSTS = [
             ["a-1", "ready", 1016.0],
             ["a-1", "done", 1020.0],
             ["a-2", "look", 1020.0],
+            ["a-1", "look", 1021.0],
         ],
         "floors": {"a-1": {"drain": 3.0, "restart": 2.0, "start": 5.5, "gate": 0.5, "soak": 3.5}},
         # Some of them at the same moment, from replicas that are changed side by side.

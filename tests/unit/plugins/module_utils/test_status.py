@@ -227,3 +227,131 @@ def test_two_holders_or_none_are_a_problem(said, start, shown):
 def test_a_silent_balancer_may_hold_the_virtual_address():
     found = with_vip(node1="")
     assert found["problems"] == [] and any(line.endswith("?") for line in status.table(found))
+
+
+# --- several datacenters
+
+APART = {
+    name: {"ansible_host": f"192.0.2.2{number}", "topology_datacenter": name[:-1]} for number, name in enumerate(("main1", "west1", "west2"), 1)
+}
+GROUPS = {"openclaw_redis": list(APART), "openclaw_gateways": ["main1", "west1"], "openclaw_balancers": ["west1"], "openclaw_dns": ["west2"]}
+
+
+def standby(**more):
+    """What the hosts of ``west`` say of a sound standby; those of ``main`` have a view of their own."""
+    service = {"state": "standby", "why": "Standby of main (epoch 1).", "contact": {"seen": "now", "offset": 50, "own": 40}}
+    topology, drained_there = build(GROUPS, APART, "west"), {"since": "", "by": "", "reason": "standby"}
+    found = {
+        "main1": {"redis": REDIS},
+        "west1": {
+            "units": "\n".join("active" for _unit in status.units_of(topology, "west1")),
+            "replicas": {"replicas": [{"id": "west1-1", "healthy": True, "seen": "healthy", "version": "2026.9.6"}]},
+            "verdicts": {"replicas": [{"id": "west1-1", "seen": "draining", "verdict": verdict("draining", drained_there, redis="away")}]},
+            "balancer": {"servers": [seen("west1-1", word="DRAIN", takes=False)]},
+            "redis": {**REDIS, "state": "standby", "primary": None, "sentinels": []},
+            "datacenter": {**service, **more},
+        },
+        "west2": {"units": "\n".join("active" for _unit in status.units_of(topology, "west2")), "datacenter": {**service, **more}},
+    }
+    return topology, found
+
+
+def test_hosts_of_several_datacenters_watch_the_others():
+    topology, _answers = standby()
+    assert status.units_of(topology, "west2") == ["openclaw-datacenter.service", "pdns.service", "redis-sentinel.service", "redis-server.service"]
+    assert status.roles_of(topology, "west2") == ["dns", "redis", "sentinel"]
+
+
+def test_a_standby_is_well_although_nobody_is_served_there():
+    topology, answers = standby()
+    found = status.status(topology, answers)
+    assert found["problems"] == [] and found["primary"] is None
+    assert found["datacenter"] == {"name": "west", "state": "standby", "why": "Standby of main (epoch 1).", "behind": 10}
+    assert status.table(found)[0] == "DATACENTER west: standby. Standby of main (epoch 1). 10 bytes behind."
+
+
+def test_a_standby_whose_gateway_does_not_run_is_not_well():
+    topology, answers = standby()
+    answers["west1"]["replicas"]["replicas"][0].update(healthy=False, seen="no answer")
+    assert status.status(topology, answers)["problems"] == ["west1-1: no answer."]
+
+
+def test_a_fenced_datacenter_is_one_problem_a_host():
+    topology, answers = standby(state="fenced", since="then", reason="west takes over.")
+    for name in ("west1", "west2"):
+        answers[name]["units"] = answers[name]["units"].replace("active", "inactive")
+    problems = status.status(topology, answers)["problems"]
+    assert problems == [f"{name}: fenced since then: west takes over. dr_failback.yml joins it again." for name in ("west1", "west2")]
+
+
+def test_hosts_that_do_not_agree_on_what_they_are():
+    topology, answers = standby()
+    answers["west2"]["datacenter"]["state"] = "active"
+    found = status.status(topology, answers)
+    assert found["datacenter"]["state"] == "unknown" and "The hosts do not agree" in found["problems"][0]
+
+
+def test_where_there_is_one_datacenter_there_is_no_word_about_it(answers):
+    assert status.status(TOPOLOGY, answers)["datacenter"] is None
+
+
+# --- channels
+
+WITH_CHANNELS = build(
+    {"openclaw_balancers": ["node1"], "openclaw_gateways": list(NAMES), "openclaw_redis": list(NAMES), "openclaw_sentinels": ["node1"]},
+    {
+        name: {"ansible_host": f"192.0.2.1{number}", "gateway_channels": [{"type": "telegram", "mode": "webhook"}, {"type": "whatsapp"}]}
+        for number, name in enumerate(NAMES, 1)
+    },
+)
+
+
+def singleton(replica=None, state="elsewhere"):
+    return {"holder": "node1-1", "host": "node1", "since": 1795796605.5, "token": 7, "state": state, "replica": replica}
+
+
+@pytest.fixture
+def channels(answers):
+    for name in NAMES:
+        answers[name]["units"] = "\n".join("active" for _unit in status.units_of(WITH_CHANNELS, name))
+        answers[name]["ingress"] = {"status": "ok", "redis": True, "stopping": False, "events": 3, "oldest_seconds": 1.5, "dead": 0}
+        answers[name]["owner"] = {"problems": [], "singletons": {"whatsapp/default": singleton("node1-1", "owned") if name == "node1" else singleton()}}
+    return answers
+
+
+def test_what_channels_need_is_among_the_units_and_in_the_table(channels):
+    assert {"openclaw-ingress.service", "openclaw-owner.service"} <= set(status.units_of(WITH_CHANNELS, "node2"))
+    found = status.status(WITH_CHANNELS, channels)
+    assert found["ok"], found["problems"]
+    assert found["owners"] == [{"singleton": "whatsapp/default", "replicas": ["node1-1"], "state": "owned", "since": 1795796605.5, "token": 7}]
+    text = "\n".join(status.table(found))
+    assert "node2    ok     3        1.5 s   0" in text and "whatsapp/default  node1-1  2026-11-27T16:23:25Z  7" in text
+    assert "INGRESS" not in "\n".join(status.table(status.status(TOPOLOGY, channels)))
+
+
+def test_a_host_whose_services_do_not_answer(channels):
+    channels["node2"]["ingress"] = channels["node2"]["owner"] = {}
+    problems = status.status(WITH_CHANNELS, channels)["problems"]
+    assert [one.split(";")[0] for one in problems] == ["node2: the ingress does not answer", "node2: the owners' service does not answer"]
+
+
+@pytest.mark.parametrize("stopping, word", [(True, "it stops"), (False, "Redis is away")])
+def test_an_ingress_that_takes_nothing(channels, stopping, word):
+    channels["node1"]["ingress"] |= {"status": "down", "stopping": stopping}
+    assert status.status(WITH_CHANNELS, channels)["problems"] == [f"node1: the ingress takes no webhooks ({word})."]
+
+
+def test_dead_letters_are_for_a_person(channels):
+    channels["node1"]["ingress"]["dead"] = channels["node2"]["ingress"]["dead"] = 4
+    (problem,) = status.status(WITH_CHANNELS, channels)["problems"]
+    assert problem.startswith("4 webhook events are dead letters: openclaw-ingress list --dead")
+
+
+def test_an_account_that_nobody_has_and_one_that_two_have(channels):
+    channels["node1"]["owner"]["singletons"]["whatsapp/default"] = singleton()
+    assert status.status(WITH_CHANNELS, channels)["problems"] == ["whatsapp/default: nobody has it; see journalctl -u openclaw-owner."]
+    for name in NAMES:
+        channels[name]["owner"]["singletons"]["whatsapp/default"] = singleton(f"{name}-1", "owned")
+    assert status.status(WITH_CHANNELS, channels)["problems"] == ["whatsapp/default: node1-1 and node2-1 have it; see journalctl -u openclaw-owner."]
+    channels["node2"]["owner"] = {"problems": ["Redis is away"], "singletons": {}}
+    assert status.status(WITH_CHANNELS, channels)["problems"] == ["node2: owners: Redis is away."]

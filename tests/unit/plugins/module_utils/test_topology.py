@@ -129,3 +129,77 @@ def test_a_balancer_has_a_port_for_tls_only_when_it_speaks_it():
     assert [node["tls_port"] for node in topology.build(groups, hosts)["balancers"]] == [443, None]
     with pytest.raises(topology.TopologyError, match="node1: balancer_tls is 'maybe'"):
         topology.build(groups, {"node1": {"balancer_tls": "maybe"}, "node2": {}})
+
+
+def test_only_haproxy_takes_requests_from_other_datacenters():
+    hosts = {"node1": {}, "node2": {"balancer_engine": "nginx"}, "node3": {"balancer_datacenters_port": 0}}
+    assert [node["datacenters_port"] for node in topology.build({"openclaw_balancers": list(hosts)}, hosts)["balancers"]] == [8444, 0, 0]
+
+
+# --- several datacenters
+
+APART = {
+    "main1": {"ansible_host": "192.0.2.11", "topology_datacenter": "main", "vip_address": "192.0.2.10", "gateway_replicas": 2},
+    "main2": {"ansible_host": "192.0.2.12", "topology_datacenter": "main", "vip_address": "192.0.2.10", "gateway_replicas": 2},
+    "west1": {"ansible_host": "198.51.100.11", "topology_datacenter": "west", "gateway_replicas": 1},
+}
+TWO = {
+    "openclaw_balancers": ["main1", "main2", "west1"],
+    "openclaw_gateways": ["main1", "west1"],
+    "openclaw_redis": ["main1", "main2", "west1"],
+    "openclaw_dns": ["main2", "west1"],
+}
+
+
+def test_each_datacenter_is_a_cluster_of_its_own():
+    main, west = build(TWO, APART, "main"), build(TWO, APART, "west")
+    assert (main["datacenter"], main["datacenters"]) == ("main", ["main", "west"])
+    assert list(main["hosts"]) == ["main1", "main2"] and [node["host"] for node in main["redis"]] == ["main1", "main2"]
+    assert main["monitor"]["quorum"] == 2 and west["monitor"]["quorum"] == 1
+    # The number of replicas is each one's own.
+    assert [one["id"] for one in main["replicas"]] == ["main1-1", "main1-2"] and [one["id"] for one in west["replicas"]] == ["west1-1"]
+    assert west["vips"] == [] and west["hosts"]["west1"]["zone"] == "west"
+
+
+def test_what_others_know_of_a_datacenter():
+    main, west = build(TWO, APART, "main"), build(TWO, APART, "west")
+    assert main["sites"] == west["sites"] and main["sites"]["main"]["redis"] == main["redis"]
+    assert {name: site["addresses"] for name, site in main["sites"].items()} == {"main": ["192.0.2.10"], "west": ["198.51.100.11"]}
+    assert [node["host"] for node in west["dns"]] == ["main2", "west1"] == [node["host"] for node in build(TWO, APART)["dns"]]
+
+
+def test_all_of_them_side_by_side():
+    both = build(TWO, APART)
+    assert both["datacenter"] is None and list(both["hosts"]) == ["main1", "main2", "west1"]
+    assert [one["id"] for one in both["replicas"]] == ["main1-1", "main1-2", "west1-1"]
+
+
+def test_a_datacenter_that_nobody_belongs_to():
+    with pytest.raises(TopologyError, match="no datacenter 'east'.*main, west"):
+        build(TWO, APART, "east")
+
+
+def test_datacenters_that_follow_each_other_speak_tls_alike():
+    with pytest.raises(TopologyError, match="redis_tls differs"):
+        build(TWO, {**APART, "west1": {**APART["west1"], "redis_tls": False}}, "main")
+
+
+TELEGRAM = {"type": "telegram", "mode": "webhook"}
+WHATSAPP = {"type": "whatsapp"}
+
+
+@pytest.mark.parametrize("listed, webhooks, owners", [(None, 0, 0), ([], 0, 0), ([TELEGRAM], 1, 0), ([WHATSAPP], 0, 1), ([TELEGRAM, WHATSAPP], 1, 1)])
+def test_what_channels_need_runs_on_gateway_hosts_and_only_for_them(listed, webhooks, owners):
+    built = build(*inventory(hosts=2, gateway_channels=listed))
+    assert built["webhooks"] == ["/webhooks/telegram/default"] * webhooks
+    assert [(node["host"], node["port"], node["status_port"]) for node in built["ingresses"]] == [("node1", 18600, 18601), ("node2", 18600, 18601)] * webhooks
+    assert [(node["host"], node["port"]) for node in built["owners"]] == [("node1", 18602), ("node2", 18602)] * owners
+
+
+def test_each_datacenter_has_ingresses_of_its_own():
+    groups, hostvars = inventory(hosts=4, gateway_channels=[TELEGRAM])
+    for name in ("node3", "node4"):
+        hostvars[name]["topology_datacenter"] = "west"
+    assert [node["host"] for node in build(groups, hostvars, "west")["ingresses"]] == ["node3", "node4"]
+    both = build(groups, hostvars)
+    assert [node["datacenter"] for node in both["ingresses"]] == ["main", "main", "west", "west"] and len(both["webhooks"]) == 1

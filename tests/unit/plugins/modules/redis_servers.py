@@ -26,27 +26,29 @@ def wait_for(what, probe, seconds=30):
 
 
 class Cluster:
-    """One primary, ``replicas`` replicas, ``sentinels`` Sentinels; each process in a directory of its own, ended by its pid."""
+    """One primary, ``replicas`` replicas, ``sentinels`` Sentinels; each process in a directory of its own, ended by its pid.
 
-    def __init__(self, directory, replicas=2, sentinels=3):
+    With ``upstream``, a node of another cluster, all its servers follow that one, and its Sentinels watch nobody: a standby.
+    """
+
+    def __init__(self, directory, replicas=2, sentinels=3, upstream=None):
         self.directory = directory
         self.processes = {}
         self.configs = {}
         self.redis = []
         self.sentinels = []
         for number in range(1, replicas + 2):
-            follow = [f"replicaof 127.0.0.1 {self.redis[0]['port']}"] if self.redis else []
+            primary = upstream or (self.redis[0] if self.redis else None)
+            follow = [f"replicaof 127.0.0.1 {primary['port']}"] if primary else []
+            follow += ["replica-priority 0"] if upstream else []
             self.redis.append(self._start(f"node{number}", "redis-server", *SETTINGS, *follow))
+        watch = [
+            f"sentinel monitor {NAME} 127.0.0.1 {self.redis[0]['port']} 2",
+            f"sentinel down-after-milliseconds {NAME} 3000",
+            f"sentinel failover-timeout {NAME} 10000",
+        ]
         for number in range(1, sentinels + 1):
-            self.sentinels.append(
-                self._start(
-                    f"watch{number}",
-                    "redis-sentinel",
-                    f"sentinel monitor {NAME} 127.0.0.1 {self.redis[0]['port']} 2",
-                    f"sentinel down-after-milliseconds {NAME} 3000",
-                    f"sentinel failover-timeout {NAME} 10000",
-                )
-            )
+            self.sentinels.append(self._start(f"watch{number}", "redis-sentinel", *([] if upstream else watch)))
 
     @property
     def arguments(self):

@@ -45,9 +45,27 @@ state_file.write_text(json.dumps(state))
 
 CHECK = """
 import json, os, pathlib, sys
+if sys.argv[1:3] == ["plugins", "install"]:
+    here = pathlib.Path(__file__).parent
+    state = pathlib.Path(os.environ["OPENCLAW_STATE_DIR"])
+    told = {key: os.environ.get(key) for key in ("OPENCLAW_CONFIG_PATH", "OPENCLAW_CONFIG_READONLY", "npm_config_cache")}
+    running = json.loads((here / "state.json").read_text())["MainPID"]
+    (here / "installs").open("a").write(json.dumps({"words": sys.argv[3:], "running": running, **told}) + "\\n")
+    if (here / "no-registry").exists():
+        print("npm error ENOTFOUND registry", file=sys.stderr)
+        sys.exit(1)
+    name, version = sys.argv[3].removeprefix("npm:").rsplit("@", 1)
+    place = state / "npm/projects" / name.replace("/", "-") / "node_modules" / name
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "package.json").write_text(json.dumps({"name": name, "version": version}))
+    sys.exit(0)
 assert sys.argv[1:] == ["config", "validate", "--json"], sys.argv
 path = pathlib.Path(os.environ["OPENCLAW_CONFIG_PATH"])
 pathlib.Path(__file__).with_name("checked").write_text(str(path))
+included = json.loads(path.read_text()).get("channels", {}).get("$include")
+if included:
+    assert pathlib.Path(included).parent == path.parent, included
+    pathlib.Path(__file__).with_name("included").write_text(pathlib.Path(included).read_text())
 if "nonsense" in json.loads(path.read_text()):
     print(json.dumps({"valid": False, "issues": [{"path": "<root>", "message": "Unrecognized key: nonsense"}]}))
     sys.exit(1)
@@ -62,7 +80,7 @@ print(journal.read_text() if journal.exists() else "")
 
 RUNUSER = """
 import os, sys
-os.execv(sys.argv[4], sys.argv[4:])
+os.execvp(sys.argv[4], sys.argv[4:])
 """
 
 
@@ -394,3 +412,59 @@ def test_no_such_user(have):
 
 def test_present_needs_a_configuration(run_module, tmp_path):
     assert run_module(gateway_replica, id="x", unit=UNIT, config_directory=str(tmp_path))["failed"]
+
+
+def test_what_others_write_is_checked_with_all_that_it_may_hold(have, host):
+    elsewhere = str(host.path / "run" / "channels.json")
+    config = {"gateway": {"port": 18789}, "channels": {"$include": elsewhere}}
+    result = have(config=config, includes={elsewhere: {"telegram": {"accounts": {}}}})
+    assert result["changed"] and json.loads((host.bin / "included").read_text()) == {"telegram": {"accounts": {}}}
+    # What runs reads the real one, which is somebody else's.
+    assert json.loads((host.path / "etc/1/openclaw.json").read_text()) == config and not (host.path / "run").exists()
+
+
+class TestPlugins:
+    """OpenClaw's own plugins that are packages of their own: OpenClaw installs them, into the state of a replica that stands still."""
+
+    @pytest.fixture
+    def with_plugins(self, have, host):
+        def run(*names, version="2026.9.6", **more):
+            state = host.path / "var" / "1" / "2026.9.6" / "state"
+            environment = {"PATH": "/usr/bin:/bin", "OPENCLAW_STATE_DIR": str(state), "OPENCLAW_CONFIG_READONLY": "1", "PLUGINS": " ".join(names)}
+            return have(plugins=list(names), plugins_version=version, environment=environment, **more)
+
+        return run
+
+    @staticmethod
+    def installs(host):
+        log = host.bin / "installs"
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+    def test_they_are_installed_once_and_while_it_stands_still(self, with_plugins, host):
+        with_plugins()
+        running = host.state()["MainPID"]
+        assert running and self.installs(host) == []
+        result = with_plugins("@openclaw/whatsapp")
+        assert result["changed"] and result["actions"] == ["start"]
+        (one,) = self.installs(host)
+        assert one["words"] == ["npm:@openclaw/whatsapp@2026.9.6", "--accept-capabilities", "--force"] and one["running"] == 0
+        # It writes into the configuration that it is shown, and the replica's own is none of its.
+        assert one["OPENCLAW_CONFIG_PATH"] != str(host.path / "etc/1/openclaw.json") and one["OPENCLAW_CONFIG_READONLY"] is None
+        assert not with_plugins("@openclaw/whatsapp")["changed"] and len(self.installs(host)) == 1
+
+    def test_another_version_is_installed(self, with_plugins, host):
+        with_plugins("@openclaw/whatsapp")
+        assert with_plugins("@openclaw/whatsapp", version="2026.9.7")["changed"] and len(self.installs(host)) == 2
+
+    def test_a_dry_run_says_that_it_would_stop(self, with_plugins, host):
+        with_plugins()
+        running = host.state()["MainPID"]
+        result = with_plugins("@openclaw/whatsapp", check=True)
+        assert result["changed"] and "restart" in result["actions"] and any(path.endswith("npm/@openclaw/whatsapp") for path in result["files"])
+        assert self.installs(host) == [] and host.state()["MainPID"] == running
+
+    def test_what_cannot_be_installed_is_said(self, with_plugins, host):
+        (host.bin / "no-registry").write_text("")
+        result = with_plugins("@openclaw/whatsapp")
+        assert result["failed"] and "did not install @openclaw/whatsapp@2026.9.6: it ended with status 1 and said 'npm error ENOTFOUND" in result["msg"]
+        assert "It is stopped; the next run goes on." in result["msg"]

@@ -66,7 +66,7 @@ def settled(run_module, cluster):
 
 
 def kill_after(cluster, step, to):
-    arguments = {**cluster.arguments, "redis_access": {}, "sentinel_access": {}, "to": to}
+    arguments = {**cluster.arguments, "redis_access": {}, "sentinel_access": {}, "elsewhere": [], "standby": False, "to": to}
     done = subprocess.run(
         [sys.executable, "-c", KILLED, json.dumps(arguments), step, json.dumps([path for path in sys.path if path])],
         check=False,

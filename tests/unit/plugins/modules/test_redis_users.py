@@ -225,7 +225,7 @@ def test_a_host_that_was_never_set_up_is_left_alone(tmp_path, run_module):
 
 def test_missing_passwords_are_named(make):
     result = make(start=False).ensure(passwords={"admin": "one-of-them"})
-    assert result["failed"] and "none for app, backup, exporter, replica, sentinel" in result["msg"]
+    assert result["failed"] and "none for app, backup, datacenter, exporter, ingress, owner, replica, sentinel" in result["msg"]
 
 
 def test_a_renewed_certificate_goes_live_without_a_restart(make, run_module):

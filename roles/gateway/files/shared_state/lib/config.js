@@ -40,6 +40,8 @@ export const DEFAULTS = Object.freeze({
   // Failures in a row after which turns go to the next provider (0 = never), and seconds until it is tried again.
   breakerFailures: 3,
   breakerOpenSeconds: 30,
+  // Scheduled jobs of the cluster: every replica has them, and each run is one replica's.
+  jobs: Object.freeze([]),
 });
 
 /**
@@ -47,7 +49,7 @@ export const DEFAULTS = Object.freeze({
  * @param {object} given `plugins.entries.shared-state.config` of openclaw.json
  * @param {Record<string, string|undefined>} env process environment
  * @returns {object} frozen settings; `peers` is what "peersFile" holds now, where that is given
- * @throws {Error} when a required setting is missing, or a file of "tls" or "peersFile" cannot be read
+ * @throws {Error} when a required setting is missing, two jobs have one key, or a file of "tls" or "peersFile" cannot be read
  */
 export function resolveConfig(given = {}, env = process.env) {
   const config = { ...DEFAULTS, ...given };
@@ -57,6 +59,8 @@ export function resolveConfig(given = {}, env = process.env) {
   if (!config.sentinels?.length && !config.redis) {
     throw new Error('shared-state: one of the settings "sentinels" and "redis" is required');
   }
+  const twice = config.jobs.find(({ key }, index) => config.jobs.findIndex((job) => job.key === key) !== index);
+  if (twice) throw new Error(`shared-state: two of the "jobs" have the key "${twice.key}"`);
   // Longer than a turn may take, so that a waiting turn outlives the one it waits for.
   config.lockWaitMs ??= (config.turnTimeoutSeconds + 5) * 1000;
   const peers = config.peersFile ? peersIn(config.peersFile, config.replica) : () => config.peers;

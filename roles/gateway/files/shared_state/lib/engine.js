@@ -10,6 +10,7 @@ import {
   mergePending,
   replyOf,
   runTurn,
+  saidAt,
   trimTurns,
   turnsOf,
   turnSuffix,
@@ -17,6 +18,7 @@ import {
 import { parseSessionKey } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
 import { RedisAway } from "./outage.js";
+import { idempotencyOf } from "./request.js";
 import { closeGivenUpTurn } from "./transcript.js";
 
 export const ENGINE_ID = "shared-state";
@@ -35,13 +37,15 @@ const sameWords = (a, b) =>
   replyOf(a.messages) === replyOf(b.messages) && plain(askedIn(a.messages)) === plain(askedIn(b.messages));
 
 /** A turn that nobody is working on: the gateway ended, or gave up, between its answer and its commit. */
-async function keepLeftover(runtime, conv, turn) {
-  const { spool, store } = runtime;
+async function keepLeftover(runtime, conv, turn, sessionKey) {
+  const { asked, spool, store } = runtime;
   const view = await store.read(conv).catch(() => runtime.recent.get(conv.id));
   const stored = mergePending(view?.turns ?? [], spool.pendingTurns(conv.id));
   const known = ({ id, replica }) => id.startsWith(UNHANDED) && replica === turn.replica;
   if (stored.some((other) => known(other) && sameWords(other, turn))) return { status: "duplicate" };
-  await runtime.keep({ op: "turn", conv, turn, base: "", epoch: "", owner: newOwner(runtime) });
+  const request = await asked.take(sessionKey, saidAt(turn.messages));
+  const idempotent = idempotencyOf(request, turn.replica, replyOf(turn.messages));
+  await runtime.keep({ op: "turn", conv, turn, base: "", epoch: "", owner: newOwner(runtime), ...idempotent });
   return { status: "committed" };
 }
 
@@ -133,7 +137,7 @@ export class TurnEngine {
     }
     const turn = { id: advancementKey, replica: runtime.config.replica, at: Date.now(), messages: kept };
     const own = runtime.active.get(sessionKey);
-    const work = own ? own.commit(runtime, conv, turn) : keepLeftover(runtime, conv, turn);
+    const work = own ? own.commit(runtime, conv, turn) : keepLeftover(runtime, conv, turn, sessionKey);
     runtime.commits.set(advancementKey, work);
     return work;
   }

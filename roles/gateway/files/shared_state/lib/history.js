@@ -59,6 +59,9 @@ export const replyOf = (messages) => textOf(messages.findLast(({ role }) => role
 /** The first user message's text in a turn. */
 export const askedIn = (messages) => textOf(messages.find(({ role }) => role === "user"));
 
+/** When a turn's user spoke, ms; 0 when nobody knows. */
+export const saidAt = (messages) => messages.find(({ role }) => role === "user")?.timestamp ?? 0;
+
 /** The same turn without its tool traffic: first user message and last answer. */
 const condensed = (turn) => ({
   ...turn,

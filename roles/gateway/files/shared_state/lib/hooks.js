@@ -8,6 +8,13 @@ import { parseSessionKey } from "./keys.js";
 import { RedisAway } from "./outage.js";
 
 const CRASH_REPLAY = "main_session_restart_recovery";
+// What the gateway writes to a channel's user about its own crash replay, which is blocked here: that it goes on, and that it was blocked.
+const REPLAY_GOES_ON = /^I'm continuing your interrupted request now \(the gateway has just restarted\)/;
+const REPLAY_BLOCKED = /^Your message could not be sent: .*blocked by shared-state\)?$/s;
+const INTERRUPTED = "I was interrupted while I was answering. If your last message has no answer, please send it again.";
+
+/** Turns that a hook is not asked about cost nothing, and their recovery does not have to reckon with it. */
+export const HOOK_OPTIONS = { before_agent_reply: { eligibleTriggers: ["cron"] } };
 
 /**
  * Hook handlers. before_agent_finalize is left alone on purpose: registering it ends streaming.
@@ -52,6 +59,26 @@ export const createHooks = (current) => ({
     return undefined;
   },
 
+  /** A scheduled job is run by one replica. Registered for the trigger "cron" only. */
+  async before_agent_reply(_event, ctx) {
+    if (ctx?.trigger !== "cron") return undefined;
+    try {
+      return await (await current()).cron.beforeReply(ctx);
+    } catch {
+      // Whoever has no runtime must not run what every other replica runs too.
+      return { handled: true };
+    }
+  },
+
+  async cron_changed(event) {
+    await (await current()).cron.changed(event);
+  },
+
+  /** The scheduler is there, for the first time or anew. */
+  async cron_reconciled() {
+    await (await current()).cron.reconcile();
+  },
+
   /** After a crash the gateway repeats the interrupted turn by itself; another replica has answered it long since. */
   async before_agent_run(_event, ctx) {
     const runtime = await current();
@@ -61,6 +88,14 @@ export const createHooks = (current) => ({
     runtime.metrics.add("crash_replays_blocked");
     runtime.log.info(`The replay of an interrupted turn in ${ctx.sessionKey} was blocked`);
     return { outcome: "block", reason: "interrupted turns are not repeated by a replica", message: "" };
+  },
+
+  /** What a channel's user is to know of a crash: that an answer may be missing, not that something goes on which does not. */
+  async message_sending(event) {
+    const content = event.content ?? "";
+    if (REPLAY_GOES_ON.test(content)) return { cancel: true, cancelReason: "the replay is blocked" };
+    if (REPLAY_BLOCKED.test(content)) return { content: INTERRUPTED };
+    return undefined;
   },
 
   /** A provider whose circuit is open is passed over. */

@@ -113,4 +113,7 @@ export const redisKeys = (prefix) => ({
   idle: () => `${prefix}idle`,
   bucket: (name) => `${prefix}rate:${name}`,
   metrics: (replica) => `${prefix}metrics:gateway:${replica}`,
+  cronJob: (job) => `${prefix}cron:${job}`,
+  cronOpen: (job) => `${prefix}cron:${job}:open`,
+  cronSlot: (job, slot) => `${prefix}cron:${job}:${slot}`,
 });

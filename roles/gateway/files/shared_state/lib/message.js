@@ -10,7 +10,15 @@ import { sessionKeyFor } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
 import { RedisAway } from "./outage.js";
 import { FORWARDED } from "./peers.js";
-import { HttpError, outcomeUnknown, parseRequest, turnError } from "./request.js";
+import {
+  answerBody,
+  doneAnswer,
+  HttpError,
+  idempotencyOf,
+  outcomeUnknown,
+  parseRequest,
+  turnError,
+} from "./request.js";
 
 const ATTEMPTS = 3;
 const PAUSE_MS = 300;
@@ -124,8 +132,6 @@ async function remembered({ answers, inflight }, key, work) {
   }
 }
 
-const doneAnswer = (request, body) => ({ state: "done", fingerprint: request.fingerprint, body });
-
 /** @throws {HttpError} when what is stored under a key is not the answer to this request */
 function answerOf(present, request) {
   if (present.fingerprint !== request.fingerprint) {
@@ -196,9 +202,10 @@ class MessageTurn {
       message: this.request.message,
       adopted: false,
       outcome: undefined,
-      idempotent: (reply) => this.#idempotency(reply),
+      idempotent: (reply) => idempotencyOf(this.request, config.replica, reply),
     };
     reservations.set(this.sessionKey, reservation);
+    const noted = await this.runtime.asked.begin(this.sessionKey, this.request);
     const timeout = AbortSignal.timeout(config.turnTimeoutSeconds * 1000);
     try {
       const { status, body } = await postJson(new URL("/v1/chat/completions", config.gatewayUrl), {
@@ -229,7 +236,7 @@ class MessageTurn {
         );
         throw outcomeUnknown("The turn was answered, but not stored.");
       }
-      return { outcome: reservation.outcome, body: this.#body(reply) };
+      return { outcome: reservation.outcome, body: answerBody(this.request, config.replica, reply) };
     } catch (error) {
       if (error instanceof HttpError || this.signal.aborted) throw error;
       if (timeout.aborted)
@@ -239,6 +246,7 @@ class MessageTurn {
       throw new HttpError(503, "gateway_unavailable", "This gateway takes no new turns now.", { retryAfter: 1 });
     } finally {
       if (reservations.get(this.sessionKey) === reservation) reservations.delete(this.sessionKey);
+      await this.runtime.asked.end(noted);
       await lock.release();
     }
   }
@@ -260,22 +268,5 @@ class MessageTurn {
       }
       throw error;
     }
-  }
-
-  #body(reply) {
-    const { channel, user, messageId } = this.request;
-    return {
-      reply,
-      channel,
-      user_id: user,
-      replica: this.runtime.config.replica,
-      ...(messageId !== undefined && { message_id: messageId }),
-    };
-  }
-
-  /** What a commit stores together with the turn, so that a retry after a crash gets this very answer. */
-  #idempotency(reply) {
-    const { key } = this.request;
-    return key ? { idempotency: { key, answer: doneAnswer(this.request, this.#body(reply)) } } : {};
   }
 }

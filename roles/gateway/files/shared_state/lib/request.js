@@ -104,6 +104,24 @@ export function parseRequest(text, headerKey) {
   return { channel, user, message, messageId, key: headerKey ?? messageId, fingerprint };
 }
 
+/** The body of a 200. */
+export const answerBody = ({ channel, user, messageId }, replica, reply) => ({
+  reply,
+  channel,
+  user_id: user,
+  replica,
+  ...(messageId !== undefined && { message_id: messageId }),
+});
+
+/** What is stored under an idempotency key that has its answer. */
+export const doneAnswer = ({ fingerprint }, body) => ({ state: "done", fingerprint, body });
+
+/** What a commit stores together with the turn, so that a retry after a crash gets this very answer. */
+export const idempotencyOf = (request, replica, reply) =>
+  request?.key
+    ? { idempotency: { key: request.key, answer: doneAnswer(request, answerBody(request, replica, reply)) } }
+    : {};
+
 /** A turn of which nobody can say whether it was stored: the same key tells, by being sent again. */
 export const outcomeUnknown = (message) => new HttpError(503, "outcome_unknown", message, { retryAfter: 1 });
 

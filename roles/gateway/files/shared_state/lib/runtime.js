@@ -2,8 +2,11 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Asked } from "./asked.js";
 import { Breaker } from "./breaker.js";
+import { Cron } from "./cron.js";
 import { redisKeys } from "./keys.js";
 import { Limiter } from "./limits.js";
 import { Link } from "./link.js";
@@ -56,7 +59,10 @@ export class Runtime {
       metrics,
       connect,
       heartbeatKey: redisKeys(config.keyPrefix).metrics(config.replica),
-      onBack: () => void this.replayer.all(),
+      onBack: () => {
+        void this.replayer.all();
+        void this.cron.tell();
+      },
       onFull: () => this.memory.full(),
     });
     this.store = new Store({ config, link: this.link, metrics });
@@ -67,6 +73,11 @@ export class Runtime {
       maxBytes: config.spoolMaxBytes,
       log,
       metrics,
+    });
+    this.asked = new Asked({
+      dir: path.join(config.spoolDir, "asked"),
+      ttlMs: config.idempotencyTtlSeconds * 1000,
+      log,
     });
     this.replayer = new Replayer({
       spool: this.spool,
@@ -87,6 +98,7 @@ export class Runtime {
     const isAway = () => this.link.away;
     this.breaker = new Breaker({ config, store: this.store, log, metrics, isAway });
     this.limiter = new Limiter({ config, store: this.store, metrics, isAway });
+    this.cron = new Cron({ config, store: this.store, log, metrics });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
   }
@@ -94,6 +106,7 @@ export class Runtime {
   async #start() {
     try {
       await this.spool.open();
+      await this.asked.open();
       if (this.spool.size)
         this.log.warn(`${this.spool.size} kept turns from before the start will be written to Redis`);
     } catch (error) {
@@ -125,6 +138,7 @@ export class Runtime {
     this.replayer.stop();
     this.breaker.stop();
     this.memory.stop();
+    this.cron.stop();
     this.ollama.stop();
     this.link.stop();
   }
@@ -263,6 +277,7 @@ export class Runtime {
       provider,
       providers,
       spooled: this.spool.size,
+      cron: this.cron.health(),
     };
   }
 }

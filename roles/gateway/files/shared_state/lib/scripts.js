@@ -281,3 +281,73 @@ return {used, max, dropped, math.max(0, before - used), passed, more and 1 or 0}
 export const DROPPED = `#!lua flags=allow-oom${NOW}${EVENT}
 local detail = {conversations = tonumber(ARGV[2]), bytes = tonumber(ARGV[3])}
 event('conversations_dropped', ARGV[1], detail, ARGV[4], ARGV[5])`;
+
+// Scheduled jobs. A slot is the time (ms) that a run was due at; it has one claim over all replicas, which is never given
+// back: {state: running | done | unfinished | missed, owner, run, at, until, ok}. The job's hash tells of its latest slot.
+
+/**
+ * Claims a slot of a job, and tells of earlier ones that nobody ended or nobody had. Idempotent by run: a lost reply does
+ * not lose the slot. Once a slot was claimed no earlier one is, so a late or restarted replica repeats nothing.
+ * KEYS claim, job, open (slots that are being run, by the time until which that may last), events
+ * ARGV slot, job, replica, run, longest run (ms), claim ttlSeconds, job ttlSeconds, schedule, names of claims without
+ *      slot, most events, event ttlSeconds, slots that were due here and not claimed by this replica...
+ * Returns {1 when it is ours, unfinished ones told of, missed ones told of}.
+ */
+export const CRON_CLAIM = `${NOW}${EVENT}
+local slot = tonumber(ARGV[1])
+local job = redis.call('HMGET', KEYS[2], 'slot', 'next', 'schedule')
+local last = tonumber(job[1] or 0)
+local unfinished, missed = 0, 0
+for _, open in ipairs(redis.call('ZRANGE', KEYS[3], '-inf', string.format('%.0f', now), 'BYSCORE')) do
+  redis.call('ZREM', KEYS[3], open)
+  local present = redis.call('GET', ARGV[9] .. open)
+  local claim = present and cjson.decode(present) or {}
+  claim.state = 'unfinished'
+  redis.call('SET', ARGV[9] .. open, cjson.encode(claim), 'EX', ARGV[6])
+  if job[1] == open then redis.call('HSET', KEYS[2], 'state', 'unfinished') end
+  event('cron_unfinished', ARGV[3], {job = ARGV[2], slot = tonumber(open), owner = claim.owner}, ARGV[10], ARGV[11])
+  unfinished = unfinished + 1
+end
+-- Of slots before the last one it is known only as long as their claims are kept whether somebody had them.
+local function tell(due)
+  local n = tonumber(due)
+  if n >= slot or (n <= last and now - n > ARGV[6] * 1000 - 60000) then return end
+  local claim = cjson.encode({state = 'missed', at = now})
+  if not redis.call('SET', ARGV[9] .. due, claim, 'NX', 'EX', ARGV[6]) then return end
+  event('cron_missed', ARGV[3], {job = ARGV[2], slot = n}, ARGV[10], ARGV[11])
+  missed = missed + 1
+end
+if (job[2] or '') ~= '' and job[3] == ARGV[8] and tonumber(job[2]) > last then tell(job[2]) end
+for i = 12, #ARGV do tell(ARGV[i]) end
+local present = redis.call('GET', KEYS[1])
+if present then
+  local claim = cjson.decode(present)
+  return {claim.state == 'running' and claim.run == ARGV[4] and 1 or 0, unfinished, missed}
+end
+if slot <= last then return {0, unfinished, missed} end
+local ends = string.format('%.0f', now + ARGV[5])
+local claim = {state = 'running', owner = ARGV[3], run = ARGV[4], at = now, ['until'] = tonumber(ends)}
+redis.call('SET', KEYS[1], cjson.encode(claim), 'EX', ARGV[6])
+redis.call('HSET', KEYS[2], 'slot', ARGV[1], 'owner', ARGV[3], 'state', 'running', 'at', string.format('%.0f', now),
+  'next', '', 'schedule', ARGV[8])
+redis.call('ZADD', KEYS[3], ends, ARGV[1])
+for i = 2, 3 do redis.call('EXPIRE', KEYS[i], ARGV[7]) end
+return {1, unfinished, missed}`;
+
+/**
+ * The run of a claimed slot has ended; also when it was told of as unfinished meanwhile.
+ * KEYS claim, job, open  ARGV slot, run, "1" when it succeeded, next slot ("" = unknown), claim ttlSeconds
+ * Returns 1, or 0 when the claim is gone or somebody else's.
+ */
+export const CRON_DONE = `
+local present = redis.call('GET', KEYS[1])
+local claim = present and cjson.decode(present) or {}
+if claim.run ~= ARGV[2] then return 0 end
+claim.state = 'done'
+claim.ok = ARGV[3] == '1'
+redis.call('SET', KEYS[1], cjson.encode(claim), 'EX', ARGV[5])
+redis.call('ZREM', KEYS[3], ARGV[1])
+if redis.call('HGET', KEYS[2], 'slot') == ARGV[1] then
+  redis.call('HSET', KEYS[2], 'state', claim.ok and 'done' or 'failed', 'next', ARGV[4])
+end
+return 1`;

@@ -11,6 +11,11 @@ const MS_FAILURES_COUNT = 60000;
 const OPEN_PERIODS = 20;
 const MOST_EVENTS = 1000;
 const EVENT_TTL_SECONDS = 604800;
+// Nobody is as late as that for a slot; a job's own record outlives it, whatever its schedule: it keeps old slots away.
+const CRON_CLAIM_SECONDS = 172800;
+const CRON_JOB_SECONDS = 34560000;
+// What a run may take beyond the longest turn: the way there, and what the gateway does after the answer.
+const CRON_GRACE_MS = 60000;
 
 /** Times of Redis are told as durations, so that clocks of hosts may differ. */
 const circuitOf = ([state, failures, untilMs, openMs]) => ({
@@ -272,6 +277,49 @@ export class Store {
   async tellDropped(conversations, bytes) {
     const args = [this.#config.replica, conversations, bytes, MOST_EVENTS, EVENT_TTL_SECONDS].map(String);
     await this.#link.aside((client) => client.eval(scripts.DROPPED, 1, this.#keys.events(), ...args));
+  }
+
+  /**
+   * Claims a slot of a scheduled job over all replicas. Confirmed by replicas of Redis before the run begins, as far as
+   * there are any: a failover in between would let another replica run it again.
+   * @param {{job: string, slot: number, run: string, schedule: string, due: number[]}} tick run: unique; due: earlier
+   *   slots that this replica did not claim, to be told of if nobody has
+   * @returns {Promise<{mine: boolean, unfinished: number, missed: number, confirmed: boolean}>}
+   */
+  async cronClaim({ job, slot, run, schedule, due }) {
+    const { cronSlot, cronJob, cronOpen, events } = this.#keys;
+    const { replica, turnTimeoutSeconds, waitReplicas, waitTimeoutMs } = this.#config;
+    const keys = [cronSlot(job, slot), cronJob(job), cronOpen(job), events()];
+    const args = [
+      slot,
+      job,
+      replica,
+      run,
+      turnTimeoutSeconds * 1000 + CRON_GRACE_MS,
+      CRON_CLAIM_SECONDS,
+      CRON_JOB_SECONDS,
+      schedule,
+      cronSlot(job, ""),
+      MOST_EVENTS,
+      EVENT_TTL_SECONDS,
+      ...due,
+    ].map(String);
+    return this.#link.run(
+      async (client) => {
+        const [mine, unfinished, missed] = await client.eval(scripts.CRON_CLAIM, keys.length, ...keys, ...args);
+        const asked = mine === 1 && waitReplicas > 0;
+        const confirmed = !asked || (await client.call("WAIT", String(waitReplicas), String(waitTimeoutMs))) >= waitReplicas;
+        return { mine: mine === 1, unfinished, missed, confirmed };
+      },
+      { client: "commits", writes: true },
+    );
+  }
+
+  /** The run of a claimed slot has ended. @param {{job, slot, run, ok: boolean, next: number|""}} end */
+  async cronDone({ job, slot, run, ok, next }, options = {}) {
+    const { cronSlot, cronJob, cronOpen } = this.#keys;
+    const args = [slot, run, ok ? 1 : 0, next, CRON_CLAIM_SECONDS];
+    await this.#eval(scripts.CRON_DONE, [cronSlot(job, slot), cronJob(job), cronOpen(job)], args, options);
   }
 
   /** Replaces this replica's counters. */

@@ -3,9 +3,21 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import assert from "node:assert/strict";
+import fs from "node:fs/promises";
+import path from "node:path";
 import { test } from "node:test";
 import { createHooks } from "../lib/hooks.js";
-import { answerMessage, engineOf, FakeRedis, KEY, replica, turn, userMessage } from "./support/rig.js";
+import { doneAnswer, parseRequest } from "../lib/request.js";
+import {
+  answerMessage,
+  engineOf,
+  FakeRedis,
+  KEY,
+  replica,
+  temporaryDirectory,
+  turn,
+  userMessage,
+} from "./support/rig.js";
 
 const pair = async (overrides) => {
   const redis = new FakeRedis();
@@ -167,6 +179,72 @@ test("a turn left over from a crash is written by whoever gets it", async () => 
     messages: [userMessage("m0"), answerMessage("ok")],
   });
   assert.deepEqual(redis.texts("web:bob").sort(), ["m0", "m1"]);
+});
+
+/**
+ * A gateway that died between the end of a turn and its commit, and its next life.
+ * @returns {Promise<{life: object, deliver: () => Promise<object>}>} deliver: as the gateway empties its outbox
+ */
+async function diedBeforeCommit(redis, text, key) {
+  const spoolDir = await temporaryDirectory();
+  const first = await replica(redis, "A", { spoolDir });
+  const request = parseRequest(JSON.stringify({ channel: "web", user_id: "bob", message: text }), key);
+  await first.asked.begin(KEY, request);
+  const at = Date.now();
+  const messages = [{ ...userMessage(text), timestamp: at }, answerMessage(`re ${text}`)];
+  const life = await replica(redis, "A", { spoolDir });
+  const deliver = () => engineOf(life).commitTurn({ advancementKey: `id-${text}`, sessionKey: KEY, messages });
+  return { life, deliver, spoolDir, request };
+}
+
+test("a turn left over from a crash is not stored when its repetition was answered by another replica", async () => {
+  const redis = new FakeRedis();
+  const { life, deliver, request } = await diedBeforeCommit(redis, "m1", "k");
+  redis.claims.set("k", doneAnswer(request, { reply: "by B" }));
+  await deliver();
+  assert.deepEqual(redis.texts("web:bob"), []);
+  assert.equal(life.metrics.get("turns_answered"), 1);
+});
+
+test("a turn left over from a crash is the answer to its repetition when it comes first", async () => {
+  const redis = new FakeRedis();
+  const { deliver, request } = await diedBeforeCommit(redis, "m1", "k");
+  redis.claims.set("k", { state: "running", owner: "B", fingerprint: request.fingerprint });
+  await deliver();
+  assert.deepEqual(redis.texts("web:bob"), ["m1"]);
+  assert.equal(redis.claims.get("k").state, "done");
+  assert.deepEqual(redis.claims.get("k").body, { reply: "re m1", channel: "web", user_id: "bob", replica: "A" });
+});
+
+test("a turn of this life does not take the key of one that died", async () => {
+  const redis = new FakeRedis();
+  const { life, request } = await diedBeforeCommit(redis, "m1", "k");
+  redis.claims.set("k", doneAnswer(request, { reply: "by B" }));
+  await engineOf(life).commitTurn({
+    advancementKey: "id-m2",
+    sessionKey: KEY,
+    messages: [{ ...userMessage("m2"), timestamp: Date.now() + 1 }, answerMessage("ok")],
+  });
+  assert.deepEqual(redis.texts("web:bob"), ["m2"]);
+});
+
+test("without a key, and after a note that is older than it has a meaning, a left over turn is stored", async () => {
+  const redis = new FakeRedis();
+  await (await diedBeforeCommit(redis, "m1", undefined)).deliver();
+  const { spoolDir } = await diedBeforeCommit(redis, "m2", "k");
+  const [name] = await fs.readdir(path.join(spoolDir, "asked"));
+  const note = path.join(spoolDir, "asked", name);
+  await fs.writeFile(note, JSON.stringify({ ...JSON.parse(await fs.readFile(note)), at: Date.now() - 120000 }));
+  await fs.writeFile(path.join(spoolDir, "asked", "half.json"), '{"at":');
+  const life = await replica(redis, "A", { spoolDir });
+  redis.claims.set("k", { state: "done", fingerprint: "", body: {} });
+  await engineOf(life).commitTurn({
+    advancementKey: "id-m2",
+    sessionKey: KEY,
+    messages: [{ ...userMessage("m2"), timestamp: Date.now() }, answerMessage("ok")],
+  });
+  assert.deepEqual(redis.texts("web:bob"), ["m1", "m2"]);
+  assert.deepEqual(await fs.readdir(path.join(spoolDir, "asked")), []);
 });
 
 /** A turn whose answer the gateway has and does not hand over. @returns {Promise<object>} its local user message */

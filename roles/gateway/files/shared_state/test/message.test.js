@@ -4,6 +4,8 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import fs from "node:fs/promises";
+import path from "node:path";
 import { after, before, test } from "node:test";
 import { createHooks } from "../lib/hooks.js";
 import { answerMessage, assemble, FakeRedis, gateway, post, replica, userMessage } from "./support/rig.js";
@@ -163,6 +165,34 @@ test("the commit stores the answer, so that a crash before the reply costs nothi
   assert.equal((await post(a, "hi", { key: "k" })).status, 200);
 });
 
+test("a request is noted on disk while its turn runs, without its text, and no longer", async () => {
+  const dir = path.join(a.config.spoolDir, "asked");
+  let during;
+  behaviour = async (context) => {
+    const names = await fs.readdir(dir);
+    during = await Promise.all(names.map((name) => fs.readFile(path.join(dir, name), "utf8")));
+    return assemble(context);
+  };
+  assert.equal((await post(a, "private words", { key: "k" })).status, 200);
+  assert.equal(during.length, 1);
+  assert.equal(JSON.parse(during[0]).request.key, "k");
+  assert.ok(!during[0].includes("private words"));
+  behaviour = () => 500;
+  assert.notEqual((await post(a, "hi", { key: "k2" })).status, 200);
+  assert.deepEqual(await fs.readdir(dir), []);
+});
+
+test("a disk that takes no notes stops no turn", async () => {
+  const dir = path.join(a.config.spoolDir, "asked");
+  await fs.rename(dir, `${dir}.away`);
+  try {
+    assert.equal((await post(a, "hi", { key: "k" })).status, 200);
+    assert.match(a.said.at(-1), /cannot be noted/);
+  } finally {
+    await fs.rename(`${dir}.away`, dir);
+  }
+});
+
 test("a busy conversation is a 409", async () => {
   a.config.routeWaitMs = 50;
   redis.of({ id: "web:bob" }).owner = "somebody";
@@ -269,6 +299,19 @@ test("only the gateway's own crash replay is blocked", async () => {
   assert.equal((await gate({}, replay)).outcome, "block");
   assert.equal(await gate({}, { inputProvenance: { sourceTool: "other" } }), undefined);
   assert.equal(await gate({}, {}), undefined);
+});
+
+test("after a crash a channel's user reads that an answer may be missing, and nothing else", async () => {
+  const { message_sending: sending } = createHooks(async () => a);
+  const send = (content) => sending({ to: "telegram:1", content });
+  // As OpenClaw 2026.9.6 writes them.
+  const goesOn =
+    "I'm continuing your interrupted request now (the gateway has just restarted).  Don't be concerned with the lack of typing; I am working behind the scenes and I'll send a message when I'm done!";
+  assert.equal((await send(goesOn)).cancel, true);
+  for (const reason of ["blocked by shared-state", "a reason (blocked by shared-state)"])
+    assert.match((await send(`Your message could not be sent: ${reason}`)).content, /please send it again/);
+  for (const content of ["I'm continuing your interrupted request now.", "Your message could not be sent: try again", "", undefined])
+    assert.equal(await send(content), undefined);
 });
 
 test("before_agent_finalize is not registered: it would end streaming", () => {

@@ -233,6 +233,14 @@ test("every operation of the plugin is allowed, and nothing else was tried", asy
   const key = store.dedupeKey(["a", "b", "c", "d"]);
   assert.equal(await store.claim(key, "o", 1000, "f"), null);
   await store.settle(key, "o", null, 10);
+  const tick = { job: "daily", schedule: "* * * * * UTC", run: "r" };
+  const claimed = await store.cronClaim({ ...tick, slot: 120000, due: [60000] });
+  assert.deepEqual(claimed, { mine: true, unfinished: 0, missed: 1, confirmed: false });
+  await store.cronDone({ ...tick, slot: 120000, ok: true, next: 180000 });
+  assert.equal(await admin.hget("oc:cron:daily", "state"), "done");
+  assert.equal((await store.cronClaim({ ...tick, slot: 240000, due: [] })).missed, 1);
+  await admin.zadd("oc:cron:daily:open", 1, "240000");
+  assert.equal((await store.cronClaim({ ...tick, slot: 300000, due: [] })).unfinished, 1);
   await store.writeMetrics({ version: "1" });
   assert.deepEqual(await admin.call("ACL", "LOG"), []);
 });

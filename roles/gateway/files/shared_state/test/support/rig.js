@@ -11,7 +11,9 @@ import os from "node:os";
 import path from "node:path";
 import { TurnEngine } from "../../lib/engine.js";
 import { handleMessage } from "../../lib/message.js";
+import { Asked } from "../../lib/asked.js";
 import { Breaker } from "../../lib/breaker.js";
+import { Cron } from "../../lib/cron.js";
 import { Limiter, take } from "../../lib/limits.js";
 import { Metrics } from "../../lib/metrics.js";
 import { RedisAway } from "../../lib/outage.js";
@@ -153,18 +155,23 @@ export async function replica(redis, name, overrides = {}) {
     dedupeTtlSeconds: 60,
     idempotencyTtlSeconds: 60,
     peers: [],
+    jobs: [],
     peerTimeoutMs: 300,
     gatewayToken: "tok",
+    spoolDir: await temporaryDirectory(),
     ...overrides,
   };
-  const spool = new Spool({ dir: await temporaryDirectory(), maxRecords: 100, maxBytes: 1e6, log, metrics });
+  const spool = new Spool({ dir: config.spoolDir, maxRecords: 100, maxBytes: 1e6, log, metrics });
   await spool.open();
+  const asked = new Asked({ dir: path.join(config.spoolDir, "asked"), ttlMs: 60000, log });
+  await asked.open();
   Object.assign(runtime, {
     config,
     log,
     metrics,
     store,
     spool,
+    asked,
     said,
     reservations: new Map(),
     active: new Map(),
@@ -199,6 +206,7 @@ export async function replica(redis, name, overrides = {}) {
   });
   const isAway = () => redis.away;
   runtime.breaker = new Breaker({ config, store, log, metrics, isAway });
+  runtime.cron = new Cron({ config, store, log, metrics, scheduler: { getCron: null, ids: null, held: new Map() } });
   runtime.limiter = new Limiter({ config, store, metrics, isAway });
   runtime.replayer = new Replayer({
     spool,

@@ -1,0 +1,4 @@
+# Copyright: the openclaw.ha contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Encrypted backups of Redis and of the gateways' configuration, the proof that they can be restored, and the restore."""
