@@ -14,6 +14,7 @@ import re
 from dataclasses import dataclass, field
 
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+_COUNT = re.compile(r"seen (\d+) user messages?")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Verdict:
 def shown(text):
     """The user's messages that a reply quotes, oldest first; [] for a reply that is none of the model's."""
     return [json.loads(one) for one in _QUOTED.findall(text)] if "user messages" in text or "user message" in text else []
+
+
+def count(text):
+    """How many of the user's messages the model was shown; of many, a reply quotes the first and the last ones."""
+    return int(_COUNT.search(text)[1])
 
 
 def check(sent, replies, told):
@@ -101,7 +107,7 @@ def _views(sent, answers):
     for one in sent:
         for reply in answers[one.id]:
             quoted = shown(reply.text)
-            chats[one.chat].append((len(quoted), one, quoted))
+            chats[one.chat].append((count(reply.text), one, quoted))
     for chat, rows in chats.items():
         before = []
         for _count, one, quoted in sorted(rows, key=lambda row: row[0]):

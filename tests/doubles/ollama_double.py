@@ -58,6 +58,7 @@ RECORDED_HEADERS = ("user-agent", "content-type", "accept", "idempotency-key", "
 TIMESTAMP = re.compile(r"^\[(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun) \d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?(?: [^\]\n]{1,40})?\] ")
 RUNTIME = re.compile(r"\n\nRuntime: agent=[^\n]*\Z")
 RETRY = re.compile(r"^\[Retry after the previous model attempt failed or timed out\]\n\n")
+CONTEXT = re.compile(r"Conversation info: \u27e6openclaw:ctx\u27e7\n```json\n.*?\n```\n+", re.DOTALL)
 BLOCKS = re.compile(
     r"<<<BEGIN_OPENCLAW_INTERNAL_CONTEXT>>>.*?(?:<<<END_OPENCLAW_INTERNAL_CONTEXT>>>|\Z)|<turn_aborted>.*?</turn_aborted>",
     re.DOTALL,
@@ -78,7 +79,7 @@ def text_of(content):
 def said(message):
     """What the user really said in a user message, without OpenClaw's decorations; "" when it holds nothing else."""
     text = TIMESTAMP.sub("", BLOCKS.sub("", text_of(message.get("content"))).strip() + " ").strip()
-    return RETRY.sub("", RUNTIME.sub("", text))
+    return CONTEXT.sub("", RETRY.sub("", RUNTIME.sub("", text)))
 
 
 def user_messages(messages):

@@ -62,11 +62,12 @@ def test_decorations_of_openclaw_are_not_counted(llm, call):
         user(INTERNAL),
         user("[Fri 2026-11-20 16:22 UTC] [Retry after the previous model attempt failed or timed out]\n\nagain"),
         user(f"{INTERNAL}\n\nlast"),
+        user('[Fri 2026-11-20 16:23 UTC] Conversation info: \u27e6openclaw:ctx\u27e7\n```json\n{"sender":{"id":"42"}}\n```\n\nby Telegram'),
     ]
     reply = call(f"{llm.url}/v1/chat/completions", {"model": "double", "messages": messages})
     assert (
         reply.body["choices"][0]["message"]["content"]
-        == 'seen 4 user messages: "my name is Ada" | "and now?" | "again" | "last"'
+        == 'seen 5 user messages: "my name is Ada" | "and now?" | "again" | "last" | "by Telegram"'
     )
 
 

@@ -48,6 +48,17 @@ def test_one_turn_for_two_messages_answers_both():
     assert check(SENT[:2], [merged], {}).answered == 2
 
 
+def test_of_many_messages_the_middle_is_not_quoted():
+    texts = [f"text {number}" for number in range(50)]
+    sent = [Sent(number, 42, text, True) for number, text in enumerate(texts)][41:]
+    replies = [
+        Reply(42, f"seen {number + 1} user messages: " + " | ".join(f'"{text}"' for text in [*texts[:20], *texts[number - 19 : number + 1]]), 1.0 - number)
+        for number in range(41, 50)
+    ]
+    assert check(sent, replies, {}).violations == []
+    assert len(check(sent, [*replies[:-1], Reply(42, answer(*texts[:20], texts[49]), 2.0)], {}).violations) > 0
+
+
 def test_words_that_answer_nothing():
     verdict = check(SENT, [*SOUND, Reply(42, "I was interrupted.", 4.0)], {})
     assert verdict.violations == [] and [reply.text for reply in verdict.others] == ["I was interrupted."] and shown("I was interrupted.") == []

@@ -176,6 +176,7 @@ class Ingress:
             "verdict_grace": 0.3,
             "poll_seconds": 0.02,
             "quiet_seconds": 0.5,
+            "gone_seconds": 0.1,
             "lease_seconds": 1.0,
             "post_timeout": 1.0,
             "pause_seconds": 0.02,

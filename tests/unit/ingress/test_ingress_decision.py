@@ -21,15 +21,15 @@ from openclaw_ingress.decision import (
     Queued,
     Replica,
     State,
-    choose,
     decide,
     look_again,
     lost,
+    order,
     pause,
 )
 
 NOW = 10_000.0
-LIMITS = Limits(max_age=100, max_attempts=3, quiet=20)
+LIMITS = Limits(max_age=100, max_attempts=3, quiet=20, gone=5)
 REPLICAS = {
     "up": Replica("up", "ok", 5000.0),
     "new": Replica("new", "ok", 9999.0),
@@ -74,9 +74,20 @@ def at(replica, ago=1.0, **more):
         (at("up", 90), "running", 101, WAIT),
         (at("down"), "running", 1, WAIT),
         (at("up", 90, claimed=True), "running", 101, WAIT),
-        (at("up", 90, claimed=True), "", 1, DELIVER),
+        # Its claim is gone: given back, or not renewed while Redis was away.
+        (at("up", 90, claimed=True), "", 1, WAIT),
+        (at("up", 90, claimed=True, unclaimed=NOW - 4), "", 1, WAIT),
+        (at("up", 90, claimed=True, unclaimed=NOW - 5), "", 1, DELIVER),
+        (at("up", 90, claimed=True, unclaimed=NOW - 5), "running", 1, WAIT),
+        (at("down", claimed=True), "", 1, DELIVER),
         (at("up", 90, claimed=True), "done", 1000, COMMITTED),
         (at("down", claimed=True), "done", 1000, COMMITTED),
+        # Its turn is stored, its answer may not be sent yet.
+        (at("up", 90, claimed=True), "committed", 1000, WAIT),
+        (at("leaving"), "committed", 1, WAIT),
+        (at("down"), "committed", 1, COMMITTED),
+        (at("new"), "committed", 1, COMMITTED),
+        (State(attempts=1), "committed", 1, WAIT),
     ],
 )
 def test_one_event(state, claim, age, expected):
@@ -86,7 +97,9 @@ def test_one_event(state, claim, age, expected):
     if action == DELIVER:
         assert after.delivered is None and not after.claimed and after.redelivered == (state.delivered is not None)
     if action == WAIT and claim:
-        assert after.claimed
+        assert after.claimed and after.unclaimed is None
+    if action == WAIT and not claim and state.claimed:
+        assert after.unclaimed == (state.unclaimed or NOW)
     assert after.reason == (action if action in DEAD else "")
 
 
@@ -101,7 +114,8 @@ def test_one_event(state, claim, age, expected):
         ([(at("up", 30), ""), (at("up", 30), "running")], [WAIT, WAIT]),
         ([(at("up", 30), ""), (at("up", 30), "done")], [COMMITTED, COMMITTED]),
         ([(at("up", 30), "done"), (at("up", 30, claimed=True), "running")], [COMMITTED, WAIT]),
-        ([(at("up", claimed=True), ""), (at("up"), "")], [DELIVER, DELIVER]),
+        ([(at("up", claimed=True, unclaimed=NOW - 9), ""), (at("up"), "")], [DELIVER, DELIVER]),
+        ([(at("up", 30), ""), (at("up", 30), "committed")], [WAIT, WAIT]),
         ([(at("down"), ""), (at("down"), "")], [DELIVER, DELIVER]),
         # What another replica got is its own affair.
         ([(at("down"), ""), (at("up"), "done")], [DELIVER, COMMITTED]),
@@ -122,9 +136,10 @@ STATES = st.builds(
     delivered=st.none() | st.floats(NOW - 200, NOW),
     started=st.none() | st.sampled_from([5000.0, 9999.0]),
     claimed=st.booleans(),
+    unclaimed=st.none() | st.floats(NOW - 20, NOW),
     redelivered=st.booleans(),
 )
-EVENTS = st.builds(Queued, id=st.just("1-0"), at=st.floats(NOW - 200, NOW), state=STATES, claim=st.sampled_from(["", "running", "done"]))
+EVENTS = st.builds(Queued, id=st.just("1-0"), at=st.floats(NOW - 200, NOW), state=STATES, claim=st.sampled_from(["", "running", "committed", "done"]))
 
 
 @given(st.lists(EVENTS, min_size=1, max_size=5))
@@ -132,11 +147,13 @@ def test_what_always_holds(batch):
     plan = decide(batch, REPLICAS, NOW, LIMITS)
     assert len(plan) == len(batch)
     for event, (action, state) in zip(batch, plan):
-        # Done is done, and what runs is left alone.
-        if event.claim:
+        # Done is done, what runs is left alone, and what is stored is not run again.
+        if event.claim in ("running", "done"):
             assert action == (COMMITTED if event.claim == "done" else WAIT)
+        if event.claim == "committed":
+            assert action in (COMMITTED, WAIT)
         # Nothing is forgotten that no replica has had.
-        if action in FORGET and event.claim != "done":
+        if action in FORGET and event.claim not in ("committed", "done"):
             assert event.state.delivered is not None
         if action == NO_TURN:
             assert not lost(event.state, REPLICAS.get(event.state.replica)) and NOW - event.state.delivered >= LIMITS.quiet
@@ -150,18 +167,21 @@ def test_a_state_of_another_version_is_read():
 
 
 @given(st.lists(st.sampled_from(list(REPLICAS.values())), unique=True), st.sampled_from(["", *REPLICAS]), st.integers(0, 100))
-def test_choice(replicas, avoid, turn):
-    chosen = choose(replicas, avoid, turn)
+def test_order(replicas, avoid, turn):
     usable = {one.id for one in replicas if one.status in ("ok", "degraded")}
-    assert chosen in usable if usable else chosen is None
-    if chosen == avoid:
-        assert usable == {avoid}
+    found = order(replicas, avoid, turn)
+    assert len(found) == len(set(found)) and set(found) == (usable - {avoid} or usable)
 
 
-def test_choice_is_a_round_robin():
+def test_order_is_a_round_robin():
     replicas = [Replica(name, "ok") for name in "abc"]
-    assert [choose(replicas, "", turn) for turn in range(6)] == list("abcabc")
-    assert [choose(replicas, "b", turn) for turn in range(4)] == list("acac")
+    assert ["".join(order(replicas, "", turn)) for turn in range(4)] == ["abc", "bca", "cab", "abc"]
+    assert ["".join(order(replicas, "b", turn)) for turn in range(3)] == ["ac", "ca", "ac"]
+
+
+def test_what_counts_among_those_that_a_replica_has():
+    assert at("up", 1).held(NOW) and at("up", 90, claimed=True).held(NOW)
+    assert not at("up", 5).held(NOW) and not State(attempts=1, replica="up").held(NOW)
 
 
 def test_pauses():

@@ -62,6 +62,33 @@ def test_a_lease_is_one_owners_until_it_ends(journal, redis):
     journal(work, lease_seconds=0.2)
 
 
+def test_a_replica_gets_no_more_than_it_may_have(journal, redis):
+    async def work(a, b):
+        for number in range(3):
+            await a.accept("x/y", Event(str(number), str(number)), (), b"body")
+        taken, _due = await a.take(3)
+        sent = State().sent("r1")
+        for one in taken[:2]:
+            assert await a.send(one, one.batch[0].id, sent, "r1", 2) > 0
+        third = taken[2]
+        assert await a.send(third, third.batch[0].id, sent, "r1", 2) < 0, "it has enough"
+        assert redis.hget("oc:ingress:state", third.batch[0].id) is None, "nothing is noted of what does not go"
+        assert await a.send(third, third.batch[0].id, State().sent("r2"), "r2", 2) > 0
+        assert redis.hgetall("oc:ingress:holding") == {"r1": "2", "r2": "1"}
+        # Again, or to another one: it is counted once.
+        first = taken[0]
+        assert await a.send(first, first.batch[0].id, sent, "r1", 2) > 0
+        assert await a.send(first, first.batch[0].id, State().sent("r2"), "r2", 2) > 0
+        assert redis.hgetall("oc:ingress:holding") == {"r1": "1", "r2": "2"}
+        assert await a.finish(first, [(first.batch[0].id, "free", State())], 0) == (True, False)
+        assert await a.finish(third, [(third.batch[0].id, "dead", State())], 0) == (True, False)
+        assert await b.drop([taken[1].batch[0].id])
+        assert redis.exists("oc:ingress:holding", "oc:ingress:held") == 0
+        assert await a.send(taken[1], taken[1].batch[0].id, sent, "r1", 2) == 0, "what is gone goes nowhere"
+
+    journal(work)
+
+
 def test_names_with_any_characters_are_kept_apart(journal, redis):
     async def work(a, _b):
         for event, conversation in (("1", "a/b"), ("1/2", "a"), ("ä\n", "a:b"), ("%", "")):
@@ -156,7 +183,13 @@ def test_whatever_happens_the_books_are_right(redis, redis_primary):
                     redis.zadd("oc:ingress:due", {conversation: 0})
             self.taken += [(one, taken) for taken in do(one.take(2))[0]]
 
-        @rule(which=st.integers(0, 100), verb=st.sampled_from(["keep", "forget", "dead"]))
+        @rule(which=st.integers(0, 100), replica=st.sampled_from(["r1", "r2"]))
+        def send(self, which, replica):
+            if self.taken:
+                one, taken = self.taken[which % len(self.taken)]
+                do(one.send(taken, taken.batch[0].id, State().sent(replica), replica, 2))
+
+        @rule(which=st.integers(0, 100), verb=st.sampled_from(["keep", "free", "forget", "dead"]))
         def finish(self, which, verb):
             if not self.taken:
                 return
@@ -188,6 +221,10 @@ def test_whatever_happens_the_books_are_right(redis, redis_primary):
                 assert size.get(name, 0) == sum(len(entries[one]["meta"]) + len(entries[one]["body"]) for one in ids)
             waiting = {key.removeprefix("oc:ingress:queue:") for key in redis.keys("oc:ingress:queue:*")}
             assert waiting <= set(redis.zrange("oc:ingress:due", 0, -1))
+            held = redis.hgetall("oc:ingress:held")
+            assert set(held) <= set(live)
+            counts = {name: list(held.values()).count(name) for name in set(held.values())}
+            assert {name: int(count) for name, count in redis.hgetall("oc:ingress:holding").items()} == counts and max(counts.values(), default=0) <= 2
             assert set(redis.hkeys("oc:ingress:state")) <= set(entries) and set(redis.hkeys("oc:ingress:leases")) <= set(redis.zrange("oc:ingress:due", 0, -1))
 
     try:

@@ -24,6 +24,14 @@ from redis import Redis as Client
 from tests.ports import free_port
 
 
+COMMITTED = json.dumps({"state": "committed", "fingerprint": ""})
+
+
+def looks(redis):
+    """How often somebody has looked at a conversation."""
+    return int(redis.get("oc:ingress:token") or 0)
+
+
 def stored(redis):
     """Number of events in the journal, waiting or dead."""
     return redis.xlen("oc:ingress:journal")
@@ -138,6 +146,66 @@ def test_a_burst_of_500_is_accepted_and_every_turn_happens_once_and_in_order(red
     until(lambda: all(one.metric("queue_events") == 0 for one in pair))
 
 
+def test_a_replica_has_no_more_than_it_may_have(redis, replicas, ingress):
+    """What a gateway cannot begin soon is better off in the journal."""
+    both = replicas(2, "hold")
+    running = ingress(both, replica_events=2)
+    running.send(*(update(number, chat=number) for number in range(1, 11)))
+    until(lambda: len(both[0].running) == len(both[1].running) == 2)
+    before = looks(redis)
+    until(lambda: looks(redis) > before + 20)
+    assert len(both[0].received + both[1].received) == 4 and running.metric("queue_events") == 10
+    both[0].finish(next(iter(both[0].running)))
+    until(lambda: len(both[0].received) == 3)
+    for one in both:
+        one.mode = "commit"
+        for number in list(one.running):
+            one.finish(number)
+    until(lambda: empty(redis))
+    assert sorted(both[0].turns + both[1].turns) == list(range(1, 11)) and redis.exists("oc:ingress:held", "oc:ingress:holding") == 0
+
+
+def test_what_nobody_claims_leaves_its_place(redis, replicas, ingress):
+    """A stranger's message begins no turn: many of them must not keep the others out."""
+    (replica,) = replicas(1, "silent")
+    running = ingress([replica], replica_events=1, quiet_seconds=60)
+    running.send(update(1, chat=1), update(2, chat=2))
+    until(lambda: len(replica.received) == 2)
+    assert running.metric("no_turn_total") == 0 and not empty(redis), "both are waited for"
+
+
+def test_the_next_message_waits_until_the_gateway_is_through_with_the_first(redis, replicas, ingress):
+    (replica,) = replicas(1, "hold")
+    running = ingress([replica])
+    running.send(update(1), update(2))
+    until(lambda: 1 in replica.running)
+    redis.set(claim_key(42, 1), COMMITTED)
+    before = looks(redis)
+    until(lambda: looks(redis) > before + 10)
+    assert replica.messages == [1]
+    replica.finish(1)
+    until(lambda: 2 in replica.running)
+    replica.finish(2)
+    until(lambda: empty(redis))
+
+
+def test_a_claim_that_is_gone_for_a_moment_is_no_second_chance(redis, replicas, ingress):
+    """While Redis is away nobody renews: the one who runs the turn takes the claim again when it is back."""
+    one, two = replicas(2, "hold")
+    running = ingress([one, two], gone_seconds=30)
+    running.send(update(1))
+    has = until(lambda: next((replica for replica in (one, two) if 1 in replica.running), None))
+    until(lambda: '"claimed":true' in str(redis.hvals("oc:ingress:state")))
+    key = claim_key(42, 1)
+    held = redis.getdel(key)
+    until(lambda: '"unclaimed":null' not in str(redis.hvals("oc:ingress:state")))
+    redis.set(key, held, px=60000)
+    until(lambda: '"unclaimed":null' in str(redis.hvals("oc:ingress:state")))
+    has.finish(1)
+    until(lambda: empty(redis))
+    assert len(one.received + two.received) == 1
+
+
 # --- replicas die
 
 
@@ -180,15 +248,27 @@ def test_a_replica_dies_between_the_claim_and_the_commit(redis, replicas, ingres
     assert living.turns == [1, 2] and dead.messages == [1]
 
 
+def test_a_replica_dies_between_the_commit_and_its_answer(redis, replicas, ingress):
+    one, two = replicas(2, "hold")
+    running = ingress([one, two], quiet_seconds=60)
+    running.send(update(1))
+    dead = until(lambda: next((replica for replica in (one, two) if 1 in replica.running), None))
+    until(lambda: '"claimed":true' in str(redis.hvals("oc:ingress:state")))
+    dead.die()
+    redis.set(claim_key(42, 1), COMMITTED)
+    until(lambda: empty(redis))
+    assert len(one.received + two.received) == 1 and running.metric("committed_total") == 1, "nobody runs it again"
+
+
 def test_an_agent_that_is_away_for_a_moment_is_no_death_of_its_replica(redis, replicas, ingress):
     (replica,) = replicas(1, "silent")
     running = ingress([replica], quiet_seconds=60, verdict_grace=5)
     running.send(update(1))
     until(lambda: running.metric("delivered_total") == 1)
-    replica.status, before = None, replica.looks
-    until(lambda: replica.looks > before + 5)
-    token = int(redis.get("oc:ingress:token"))
-    until(lambda: int(redis.get("oc:ingress:token")) > token + 3)  # the event was looked at since
+    replica.status, asked = None, replica.looks
+    until(lambda: replica.looks > asked + 5)
+    before = looks(redis)
+    until(lambda: looks(redis) > before + 3)
     assert running.health()[1]["replicas"] == {"r1": "ok"} and len(replica.received) == 1
     until(lambda: '"redelivered":true' in str(redis.hvals("oc:ingress:state")))  # but not for ever
     assert running.health()[1]["replicas"] == {"r1": ""}
@@ -202,8 +282,8 @@ def test_a_turn_that_takes_its_time_is_not_delivered_again(redis, replicas, ingr
     running = ingress([one, two], quiet_seconds=0.1)
     running.send(update(1))
     has = until(lambda: next((replica for replica in (one, two) if 1 in replica.running), None))
-    before = redis.get("oc:ingress:token")
-    until(lambda: int(redis.get("oc:ingress:token")) > int(before) + 10)  # looks at it
+    before = looks(redis)
+    until(lambda: looks(redis) > before + 10)
     assert len(one.received + two.received) == 1 and running.metric("no_turn_total") == 0
     has.status = "draining"
     until(lambda: running.health()[1]["replicas"][has.name] == "draining")
@@ -283,7 +363,7 @@ def test_a_hanging_replica_costs_no_lease(redis, replicas, ingress):
 
 def test_an_ingress_is_killed_with_events_under_way_and_another_one_goes_on(redis, replicas, ingress):
     one, two = replicas(2, "hang")
-    first, second = ingress([one, two], 2, post_timeout=30)
+    first, second = ingress([one, two], 2, post_timeout=30, replica_events=20)
     first.send(*(update(number, chat=number) for number in range(1, 21)), update(21, chat=1))
     until(lambda: len(one.received + two.received) == 20)
     owners = [lease.partition("/")[0] for lease in redis.hvals("oc:ingress:leases")]

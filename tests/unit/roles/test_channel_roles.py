@@ -77,9 +77,10 @@ def test_the_ingress_knows_accounts_replicas_and_the_way_to_redis():
 
 
 def test_variables_reach_the_ingress_with_their_types():
-    given, *_rest = rendered("ingress", ingress_max_age="60", ingress_max_events="5", ingress_quiet="3", ingress_max_body="2048")
+    given, *_rest = rendered("ingress", ingress_max_age="60", ingress_max_events="5", ingress_quiet="3", ingress_replica_events="2", ingress_max_body="2048")
     found = ingress_config.check(given)
     assert (found["max_age_seconds"], found["max_events"], found["quiet_seconds"], found["body_max_bytes"]) == (60.0, 5, 3.0, 2048)
+    assert found["replica_events"] == 2
 
 
 def test_the_owner_knows_what_one_may_have_and_the_replicas_of_its_host():

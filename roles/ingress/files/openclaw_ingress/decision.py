@@ -22,6 +22,8 @@ FORGET = (COMMITTED, NO_TURN)
 
 #: Seconds by which two readings of the same start of a gateway may differ: clocks, rounding, and the age of a verdict.
 _SAME_START = 4.0
+#: Seconds until a delivered event without a claim leaves its place to another one. It is waited for all the same.
+_UNCLAIMED = 5.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class State:
     """What is kept of an event beside itself; times are seconds of Redis's clock.
 
     attempts: POSTs that were begun; replica: who got the latest; delivered: when it answered 2xx, None while queued; started: when that replica's
-    gateway had started, None when unknown; claimed: its claim was seen since; redelivered: it had been delivered before
+    gateway had started, None when unknown; claimed: its claim was seen since; unclaimed: when that claim was first seen gone, None while it is there;
+    redelivered: it had been delivered before
     """
 
     attempts: int = 0
@@ -37,6 +40,7 @@ class State:
     delivered: float | None = None
     started: float | None = None
     claimed: bool = False
+    unclaimed: float | None = None
     redelivered: bool = False
     reason: str = ""
 
@@ -56,16 +60,24 @@ class State:
 
     def accepted(self, now, started):
         """The replica has answered 2xx."""
-        return dataclasses.replace(self, delivered=now, started=started, claimed=False)
+        return dataclasses.replace(self, delivered=now, started=started, claimed=False, unclaimed=None)
 
     def again(self):
         """Queued once more."""
-        return dataclasses.replace(self, delivered=None, started=None, claimed=False, redelivered=self.redelivered or self.delivered is not None)
+        redelivered = self.redelivered or self.delivered is not None
+        return dataclasses.replace(self, delivered=None, started=None, claimed=False, unclaimed=None, redelivered=redelivered)
+
+    def held(self, now):
+        """Does it count among those that its replica has? One that nobody has claimed by now may be nobody's business (a stranger's message)."""
+        return self.delivered is not None and (self.claimed or now - self.delivered < _UNCLAIMED)
 
 
 @dataclass(frozen=True)
 class Queued:
-    """An event at the head of its conversation: its id, when it was accepted, its state, and what its claim says ("", running, done)."""
+    """An event at the head of its conversation: its id, when it was accepted, its state, and what its claim says.
+
+    claim: "" none; running; committed: the turn is stored, its gateway is not through with it; done
+    """
 
     id: str
     at: float
@@ -94,11 +106,12 @@ class Replica:
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds and counts, as in the configuration."""
+    """Seconds and counts, as in the configuration. gone: how long a claim must be gone before its message is given to another one."""
 
     max_age: float = 3600.0
     max_attempts: int = 30
-    quiet: float = 20.0
+    quiet: float = 60.0
+    gone: float = 5.0
     poll: float = 0.25
     pause: float = 1.0
     pause_max: float = 60.0
@@ -136,13 +149,19 @@ def _alone(event, replicas, now, limits):
     state = event.state
     if event.claim == "done":
         return COMMITTED, state
+    dead = state.delivered is not None and lost(state, replicas.get(state.replica))
     if event.claim:
-        return WAIT, dataclasses.replace(state, claimed=True)
+        # Nobody runs a turn again that is stored: a gateway that dies before it has sent the answer does so when it is back.
+        return COMMITTED if event.claim == "committed" and dead else WAIT, dataclasses.replace(state, claimed=True, unclaimed=None)
     if state.delivered is None:
         return DELIVER, state
-    # Its lease ended, or it was given back: whoever ran the turn does not any more.
-    if state.claimed or lost(state, replicas.get(state.replica)):
+    if dead:
         return DELIVER, state.again()
+    # It was given back, or its lease ended: while Redis was away nobody could renew it, and its gateway takes it again as soon as it can.
+    if state.claimed and state.unclaimed is None:
+        return WAIT, dataclasses.replace(state, unclaimed=now)
+    if state.claimed:
+        return (DELIVER, state.again()) if now - state.unclaimed >= limits.gone else (WAIT, state)
     if now - state.delivered >= limits.quiet:
         # A gateway knows what it had before it died, and does not begin it again: with no other replica it stays unanswered, and that is told.
         return UNANSWERED if state.redelivered else NO_TURN, state
@@ -165,8 +184,8 @@ def lost(state, replica):
     return None not in (state.started, replica.started) and replica.started - state.started > _SAME_START
 
 
-def choose(replicas, avoid, turn):
-    """The id of the replica for the next POST, None when there is none.
+def order(replicas, avoid, turn):
+    """The ids of the replicas for the next POST, the first choice first; [] when there is none.
 
     :param replicas: those that have a listener for the event's account, in their order
     :param avoid: id of the one that had the event last; it gets it again only when there is no other
@@ -174,7 +193,8 @@ def choose(replicas, avoid, turn):
     """
     usable = [one.id for one in replicas if one.usable]
     others = [one for one in usable if one != avoid] or usable
-    return others[turn % len(others)] if others else None
+    first = turn % len(others) if others else 0
+    return others[first:] + others[:first]
 
 
 def pause(attempts, replicas, limits):

@@ -26,6 +26,10 @@ _IDLE = 0.1
 _AT_ONCE = 16
 #: Seconds between two tries while Redis is away.
 _AWAY = 0.5
+#: Seconds until a conversation is looked at again for which no replica had room.
+_FULL = 0.5
+#: No bound.
+_ANY = 2**31
 #: Seconds in which steps end once their POST is called off.
 _LAST = 3.0
 
@@ -44,6 +48,7 @@ class Delivery:
             max_age=settings["max_age_seconds"],
             max_attempts=settings["max_attempts"],
             quiet=settings["quiet_seconds"],
+            gone=settings["gone_seconds"],
             poll=settings["poll_seconds"],
             pause=settings["pause_seconds"],
             pause_max=settings["pause_max_seconds"],
@@ -126,7 +131,7 @@ class Delivery:
                 together = together or state.replica
             elif action == decision.WAIT and not blocked:
                 delays.append(decision.look_again(state, now(), self._limits))
-            verb = "dead" if action in decision.DEAD else "forget" if action in decision.FORGET else "keep"
+            verb = "dead" if action in decision.DEAD else "forget" if action in decision.FORGET else "keep" if state.held(now()) else "free"
             if verb != "keep" or state != event.state:
                 changes.append((event.id, verb, state))
         delay = min(delays, default=0.0)
@@ -158,15 +163,16 @@ class Delivery:
         """
         listening = self._replicas.listening(meta.account)
         usable = {one.id for one in listening if one.usable}
-        chosen = together if state.attempts == 0 and together in usable else self._replicas.next(meta.account, state.replica)
         channel = self._channels.get(meta.account)
-        if chosen is None or channel is None:
+        if not usable or channel is None:
             return state, self._limits.pause
         body = await self._journal.body(identity)
-        # Noted before it is done: an ingress that dies now has tried.
-        state = state.sent(chosen)
-        if body is None or not await self._journal.save(taken, [(identity, state)]):
+        if body is None:
             raise _Lost
+        chosen = await self._room(taken, identity, meta.account, state, together if state.attempts == 0 and together in usable else None)
+        if chosen is None:
+            return state, _FULL
+        state = state.sent(chosen)
         headers = [*meta.headers, *channel.credentials(body, time.time()).items()]
         post = asyncio.ensure_future(self._post(self._replicas.url(chosen, meta.account), headers, body))
         self._posts.add(post)
@@ -186,6 +192,19 @@ class Delivery:
             self._metrics.redelivered.labels(meta.account).inc()
             log.warning("Event %s of %s was delivered again, to %s.", identity, meta.account, chosen)
         return state.accepted(now(), self._replicas.known[chosen].started), self._limits.poll
+
+    async def _room(self, taken, identity, account, state, together):
+        """The replica that the event is noted to go to, before it does: an ingress that dies now has tried. None when all have enough.
+
+        :param together: the replica that has the rest of its group, and must get it; None when it is free
+        """
+        for replica in [together] if together else self._replicas.order(account, state.replica):
+            found = await self._journal.send(taken, identity, state.sent(replica), replica, _ANY if together else self._settings["replica_events"])
+            if not found:
+                raise _Lost
+            if found > 0:
+                return replica
+        return None
 
     async def _renew(self, taken):
         try:

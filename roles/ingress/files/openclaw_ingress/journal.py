@@ -158,10 +158,17 @@ class Journal:
         pairs = (text for identity, state in states for text in (identity, state.text()))
         return await self._run(scripts.SAVE, taken.conversation, taken.lease, self._lease, *pairs) / 1000
 
+    async def send(self, taken, identity, state, replica, most):
+        """Note that an event is about to go to a replica, unless that has ``most`` already.
+
+        :returns: Redis's time in seconds, 0 when the lease was lost or the event is gone, below 0 when the replica has enough
+        """
+        return await self._run(scripts.SEND, taken.conversation, taken.lease, self._lease, identity, state.text(), replica, most) / 1000
+
     async def finish(self, taken, changes, delay):
         """Give the lease back.
 
-        :param changes: list of (id, keep | forget | dead, State)
+        :param changes: list of (id, keep | free | forget | dead, State); free: no replica has it any more
         :param delay: seconds until the conversation is due again
         :returns: (whether the lease was still ours, whether the journal came down to its low-water mark)
         """

@@ -11,7 +11,7 @@ import time
 
 import aiohttp
 
-from .decision import Replica, choose
+from .decision import Replica, order
 
 log = logging.getLogger("openclaw_ingress")
 
@@ -33,10 +33,10 @@ class Replicas:
         """The replicas that have a listener for an account, as :class:`Replica`."""
         return [self.known[name] for name, one in self._configured.items() if account in one["webhooks"]]
 
-    def next(self, account, avoid):
-        """The id of the replica for the next POST, None when there is none."""
+    def order(self, account, avoid):
+        """The ids of the replicas for the next POST, the first choice first."""
         self._turn += 1
-        return choose(self.listening(account), avoid, self._turn)
+        return order(self.listening(account), avoid, self._turn)
 
     def url(self, name, account):
         """Where a replica listens for an account's webhooks."""

@@ -10,6 +10,7 @@ Keys, under the prefix ``p`` (``oc:ingress:``); no key but ``seen`` has a TTL, s
 - ``queue:<conv>``   list of ids in order; ``due``: sorted set of conversations with a queue, by when they may be taken
 - ``leases``         hash conversation -> ``owner/token``; a lease ends when the conversation is due again and somebody takes it
 - ``state``          hash id -> JSON, what happened to an event so far
+- ``held``           hash id -> replica, of events that a replica has; ``holding``: hash replica -> how many
 - ``size``           hash: ``bytes``, ``dead_bytes``, ``high`` (1 between the high-water mark and the low one)
 - ``token``          counter, of leases
 - ``seen:<event>``   id of the entry of an event of a provider, for as long as it may be repeated
@@ -31,6 +32,17 @@ local function field(id, name) return fields(id)[name] end
 local function event(kind, host, detail)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', 1000, '*', 'type', kind, 'at', text(now), 'replica', host, 'detail', cjson.encode(detail))
   redis.call('EXPIRE', KEYS[2], 604800)
+end
+local function hold(id, replica)
+  local before = redis.call('HGET', p .. 'held', id)
+  if before == replica then return end
+  if before and redis.call('HINCRBY', p .. 'holding', before, -1) <= 0 then redis.call('HDEL', p .. 'holding', before) end
+  if not replica then
+    redis.call('HDEL', p .. 'held', id)
+  else
+    redis.call('HSET', p .. 'held', id, replica)
+    redis.call('HINCRBY', p .. 'holding', replica, 1)
+  end
 end
 local function remove(id)
   redis.call('XDEL', p .. 'journal', id)
@@ -67,6 +79,7 @@ local function leave(conv, id)
   local bytes = tonumber(field(id, 'bytes') or 0)
   redis.call('ZREM', p .. 'live', id)
   redis.call('HINCRBY', p .. 'size', 'bytes', -bytes)
+  hold(id, nil)
   return bytes
 end
 """
@@ -114,7 +127,8 @@ for _, conv in ipairs(redis.call('ZRANGE', p .. 'due', '-inf', text(now), 'BYSCO
     local claim = key ~= '' and redis.call('GET', key) or ''
     if claim ~= '' then
       local read, value = pcall(cjson.decode, claim)
-      claim = read and type(value) == 'table' and value.state == 'done' and 'done' or 'running'
+      local state = read and type(value) == 'table' and value.state
+      claim = (state == 'done' or state == 'committed') and state or 'running'
     end
     taken[#taken + 1] = {id, redis.call('ZSCORE', p .. 'live', id) or '0', entry.meta or '', redis.call('HGET', p .. 'state', id) or '', claim}
   end
@@ -144,8 +158,22 @@ end
 return now"""
 )
 
+#: Notes under a lease that an event is about to go to a replica, unless that has enough. ARGV conversation, lease, lease ms, id, state, replica, most
+#: Returns now, 0 when the lease was lost or the event is gone, -1 when the replica has enough.
+SEND = (
+    _DRAIN
+    + """
+if redis.call('HGET', p .. 'leases', ARGV[1]) ~= ARGV[2] or not redis.call('ZSCORE', p .. 'live', ARGV[4]) then return 0 end
+local has = tonumber(redis.call('HGET', p .. 'holding', ARGV[6]) or 0)
+if redis.call('HGET', p .. 'held', ARGV[4]) ~= ARGV[6] and has >= tonumber(ARGV[7]) then return -1 end
+hold(ARGV[4], ARGV[6])
+redis.call('HSET', p .. 'state', ARGV[4], ARGV[5])
+redis.call('ZADD', p .. 'due', text(now + ARGV[3]), ARGV[1])
+return now"""
+)
+
 #: Ends a lease with what became of its events. ARGV conversation, lease, ms until it is due again, low events, low bytes, most dead, most dead bytes,
-#: age of the dead (ms), host, then (id, keep | forget | dead, state)...
+#: age of the dead (ms), host, then (id, keep | free | forget | dead, state)...; free: kept, and no replica has it
 #: Returns {1, how many were forgotten or dead, 1 = the low-water mark was crossed just now}, {0} when the lease was lost.
 FINISH = (
     _DRAIN
@@ -157,7 +185,8 @@ if redis.call('HGET', p .. 'leases', conv) ~= ARGV[2] then return {0} end
 local left = 0
 for i = 10, #ARGV, 3 do
   local id, verb, state = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  if verb == 'keep' then
+  if verb == 'keep' or verb == 'free' then
+    if verb == 'free' then hold(id, nil) end
     if redis.call('ZSCORE', p .. 'live', id) then redis.call('HSET', p .. 'state', id, state) end
   else
     local bytes = leave(conv, id)

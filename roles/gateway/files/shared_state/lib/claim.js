@@ -3,9 +3,11 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { setTimeout as sleep } from "node:timers/promises";
+import { RedisAway } from "./outage.js";
 
 const POLL_MS = 100;
 const LEASE_MS = 10000;
+const RETRY_MS = 500;
 
 /** A thing that must happen once over all replicas: taken with a lease, renewed while it runs, then settled. */
 export class Claim {
@@ -14,6 +16,7 @@ export class Claim {
   #owner;
   #fingerprint;
   #timer;
+  #settling;
 
   constructor(store, key, owner, fingerprint = "") {
     this.#store = store;
@@ -25,7 +28,7 @@ export class Claim {
   /**
    * Takes the claim, or waits for the one who has it.
    * @param {{waitMs: number, signal?: AbortSignal, keepMs: number}} options keepMs: how long to renew at most
-   * @returns {Promise<null|object>} null = taken; else what is stored: state "done", or "running" after waitMs
+   * @returns {Promise<null|object>} null = taken; else what is stored: the state it was settled with, or "running" after waitMs
    * @throws {RedisAway}
    */
   async take({ waitMs, signal, keepMs }) {
@@ -38,15 +41,30 @@ export class Claim {
         return null;
       }
       const mine = present.fingerprint === this.#fingerprint;
-      if (present.state === "done" || !mine || Date.now() >= deadline) return present;
+      if (present.state !== "running" || !mine || Date.now() >= deadline) return present;
       await sleep(POLL_MS, undefined, { signal });
     }
   }
 
-  /** Gives it back (no value), or stores its result. */
-  async settle(value, ttlSeconds = 0) {
+  /**
+   * Gives it back (no value), or stores its result.
+   * @param {object|null} value
+   * @param {number} ttlSeconds
+   * @param {{triesMs?: number}} options triesMs: how long to try while Redis is away; once without it
+   */
+  async settle(value, ttlSeconds = 0, { triesMs = 0 } = {}) {
     clearInterval(this.#timer);
-    await this.#store.settle(this.#key, this.#owner, value, ttlSeconds, { once: true }).catch(() => {});
+    const mine = (this.#settling = {});
+    const deadline = Date.now() + triesMs;
+    for (;;) {
+      const stored = await this.#store.settle(this.#key, this.#owner, value, ttlSeconds, { once: true }).then(
+        () => true,
+        (error) => !(error instanceof RedisAway),
+      );
+      // What is settled anew is not overwritten by what was to be stored before.
+      if (stored || this.#settling !== mine || Date.now() >= deadline) return;
+      await sleep(RETRY_MS, undefined, { ref: false });
+    }
   }
 
   #renew(until) {

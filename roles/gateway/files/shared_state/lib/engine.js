@@ -146,7 +146,7 @@ export class TurnEngine {
     const { log } = runtime;
     const { sessionKey } = this.#session;
     this.#endSession(runtime);
-    void runtime.settleClaims(sessionKey, true);
+    void runtime.inbound.committed(sessionKey);
     const record = {
       op: "turn",
       conv,
@@ -241,7 +241,7 @@ export class TurnEngine {
     }
     this.#endSession(runtime);
     runtime.metrics.add("turns_given_up");
-    await runtime.settleClaims(sessionKey, false);
+    await runtime.inbound.givenUp(sessionKey);
     await closeGivenUpTurn(sessionKey, sessionId).catch((error) =>
       runtime.log.warn(`A given-up turn of ${sessionKey} stays in the local transcript: ${error.message}`),
     );

@@ -2,10 +2,7 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import { randomUUID } from "node:crypto";
-import { Claim } from "./claim.js";
 import { parseSessionKey } from "./keys.js";
-import { RedisAway } from "./outage.js";
 
 const CRASH_REPLAY = "main_session_restart_recovery";
 // What the gateway writes to a channel's user about its own crash replay, which is blocked here: that it goes on, and that it was blocked.
@@ -23,40 +20,7 @@ export const HOOK_OPTIONS = { before_agent_reply: { eligibleTriggers: ["cron"] }
 export const createHooks = (current) => ({
   /** A message that a channel delivered again, here or on another replica, is answered once. */
   async before_dispatch(event, ctx) {
-    const messageId = event.messageId ?? ctx.messageId;
-    if (!messageId) return undefined;
-    const runtime = await current();
-    const { config, metrics, store } = runtime;
-    const sessionKey = event.sessionKey ?? ctx.sessionKey ?? "";
-    const key = store.dedupeKey([
-      ctx.channelId ?? event.channel,
-      ctx.accountId,
-      ctx.conversationId ?? ctx.senderId ?? event.senderId ?? sessionKey,
-      messageId,
-    ]);
-    const claim = new Claim(store, key, `${config.replica}/${randomUUID()}`);
-    const keepMs = (config.turnTimeoutSeconds + 60) * 1000;
-    try {
-      // The one who has it may die: then its lease ends and this delivery is the message's second chance.
-      const present = await claim.take({ waitMs: keepMs, keepMs });
-      if (present) {
-        metrics.add("webhooks_duplicate");
-        return { handled: true };
-      }
-    } catch (error) {
-      if (!(error instanceof RedisAway)) throw error;
-      if (runtime.answers.get(key)) {
-        metrics.add("webhooks_duplicate");
-        return { handled: true };
-      }
-    }
-    runtime.answers.set(key, { state: "done" });
-    if (!runtime.claims.has(sessionKey)) runtime.claims.set(sessionKey, new Set());
-    const entry = { claim, key };
-    runtime.claims.get(sessionKey).add(entry);
-    // A message that starts no turn (a command) is settled when nothing else settles it.
-    setTimeout(() => void runtime.settleClaims(sessionKey, true, [entry]), keepMs).unref();
-    return undefined;
+    return (await current()).inbound.begin(event, ctx);
   },
 
   /** A scheduled job is run by one replica. Registered for the trigger "cron" only. */
@@ -98,6 +62,11 @@ export const createHooks = (current) => ({
     return undefined;
   },
 
+  async message_sent(event, ctx) {
+    const sessionKey = event.sessionKey ?? ctx?.sessionKey;
+    if (event.success && sessionKey) (await current()).inbound.sent(sessionKey);
+  },
+
   /** A provider whose circuit is open is passed over. */
   async before_model_resolve(_event, ctx) {
     return (await current()).breaker.select(ctx?.modelProviderId, ctx?.modelId, ctx?.runId);
@@ -116,7 +85,7 @@ export const createHooks = (current) => ({
     if (success && engine) engine.ended = event.messages;
     await runtime.breaker.attemptEnded(event, ctx?.modelProviderId);
     // A failed attempt may be followed by another provider's: only the turn's end gives its claims back.
-    if (success && ctx?.sessionKey) await runtime.settleClaims(ctx.sessionKey, true);
+    if (success && ctx?.sessionKey) await runtime.inbound.committed(ctx.sessionKey);
   },
 
   async before_reset(_event, ctx) {

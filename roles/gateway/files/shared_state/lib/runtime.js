@@ -7,6 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Asked } from "./asked.js";
 import { Breaker } from "./breaker.js";
 import { Cron } from "./cron.js";
+import { Inbound } from "./inbound.js";
 import { redisKeys } from "./keys.js";
 import { Limiter } from "./limits.js";
 import { Link } from "./link.js";
@@ -33,8 +34,6 @@ export class Runtime {
   active = new Map();
   /** Outcome of each commit, under way or recent, by advancement key. */
   commits = new Recent(RECENT_ANSWERS);
-  /** Webhook messages that are being answered, by session key. @type {Map<string, Set<object>>} */
-  claims = new Map();
   /** What this replica last saw of a conversation: {turns, seq, epoch}. */
   recent = new Recent(RECENT_CONVERSATIONS);
   /** Answers given by this replica, by idempotency key. */
@@ -99,6 +98,7 @@ export class Runtime {
     this.breaker = new Breaker({ config, store: this.store, log, metrics, isAway });
     this.limiter = new Limiter({ config, store: this.store, metrics, isAway });
     this.cron = new Cron({ config, store: this.store, log, metrics });
+    this.inbound = new Inbound({ config, store: this.store, metrics });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
   }
@@ -139,6 +139,7 @@ export class Runtime {
     this.breaker.stop();
     this.memory.stop();
     this.cron.stop();
+    this.inbound.stop();
     this.ollama.stop();
     this.link.stop();
   }
@@ -249,17 +250,6 @@ export class Runtime {
       });
     this.resets.set(conv.id, next);
     return next;
-  }
-
-  /** Ends the claims of a session's webhook messages: answered for good, or given back for another delivery. */
-  async settleClaims(sessionKey, answered, entries = [...(this.claims.get(sessionKey) ?? [])]) {
-    const claims = this.claims.get(sessionKey);
-    for (const entry of entries) {
-      if (!claims?.delete(entry)) continue;
-      if (!answered) this.answers.delete(entry.key);
-      await entry.claim.settle(answered ? { state: "done", fingerprint: "" } : null, this.config.dedupeTtlSeconds);
-    }
-    if (claims && !claims.size) this.claims.delete(sessionKey);
   }
 
   /** @returns {object} the body of GET /api/v1/health */

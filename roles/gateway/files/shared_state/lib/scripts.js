@@ -141,7 +141,8 @@ local present = redis.call('GET', KEYS[1])
 if present then
   local value = cjson.decode(present)
   if value.state == 'running' and value.owner ~= ARGV[1] then return 0 end
-  if value.state == 'done' and ARGV[2] == '' then return 0 end
+  if value.state ~= 'running' and ARGV[2] == '' then return 0 end
+  if value.state == 'done' and cjson.decode(ARGV[2]).state ~= 'done' then return 0 end
 end
 if ARGV[2] == '' then return redis.call('DEL', KEYS[1]) end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])

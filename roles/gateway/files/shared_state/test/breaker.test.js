@@ -325,8 +325,8 @@ test("off: nothing is asked", async () => {
 test("the gateway's hooks lead to the breaker; a provider's error settles no webhook message", async () => {
   const breaker = breakerOf(new SharedCircuits());
   const settled = [];
-  const settleClaims = async (...args) => settled.push(args);
-  const runtime = { breaker, metrics: new Metrics(), active: new Map(), settleClaims };
+  const inbound = { committed: async (sessionKey) => settled.push(sessionKey) };
+  const runtime = { breaker, metrics: new Metrics(), active: new Map(), inbound };
   const hooks = createHooks(async () => runtime);
   const ctx = { modelProviderId: "cloud", modelId: "cloud-m", sessionKey: "s" };
   await hooks.agent_end(failing("500 no"), ctx);
@@ -335,7 +335,7 @@ test("the gateway's hooks lead to the breaker; a provider's error settles no web
   assert.deepEqual(await hooks.before_model_resolve({}, ctx), OVERRIDE);
   assert.deepEqual(settled, []);
   await hooks.agent_end(fine, { ...ctx, modelProviderId: "other" });
-  assert.deepEqual(settled, [["s", true]]);
+  assert.deepEqual(settled, ["s"]);
   assert.deepEqual([runtime.metrics.get("runs_failed"), runtime.metrics.get("runs_succeeded")], [2, 1]);
 });
 

@@ -269,30 +269,6 @@ test("a client that hangs up: nothing is written, nothing stays locked", async (
   assert.deepEqual(redis.texts("web:bob"), []);
 });
 
-test("a webhook delivered to two replicas is answered once", async () => {
-  const event = { messageId: "7", content: "hi" };
-  const ctx = {
-    channelId: "telegram",
-    accountId: "default",
-    conversationId: "42",
-    sessionKey: "agent:main:telegram:direct:42",
-  };
-  const [hooksA, hooksB] = [createHooks(async () => a), createHooks(async () => b)];
-  assert.equal(await hooksA.before_dispatch(event, ctx), undefined);
-  const second = hooksB.before_dispatch(event, ctx);
-  await a.settleClaims(ctx.sessionKey, true);
-  assert.deepEqual(await second, { handled: true });
-  assert.deepEqual(await hooksA.before_dispatch(event, ctx), { handled: true });
-  assert.equal(await hooksB.before_dispatch({ ...event, messageId: "8" }, ctx), undefined);
-  await b.settleClaims(ctx.sessionKey, false);
-  assert.equal(
-    await hooksA.before_dispatch({ ...event, messageId: "8" }, ctx),
-    undefined,
-    "given back: a second chance",
-  );
-  await a.settleClaims(ctx.sessionKey, true);
-});
-
 test("only the gateway's own crash replay is blocked", async () => {
   const { before_agent_run: gate } = createHooks(async () => a);
   const replay = { inputProvenance: { kind: "internal_system", sourceTool: "main_session_restart_recovery" } };

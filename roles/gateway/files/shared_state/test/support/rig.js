@@ -17,6 +17,7 @@ import { Cron } from "../../lib/cron.js";
 import { Limiter, take } from "../../lib/limits.js";
 import { Metrics } from "../../lib/metrics.js";
 import { RedisAway } from "../../lib/outage.js";
+import { Inbound } from "../../lib/inbound.js";
 import { PEER_PATH, Peers } from "../../lib/peers.js";
 import { Recent } from "../../lib/recent.js";
 import { Replayer } from "../../lib/replay.js";
@@ -110,6 +111,8 @@ export class FakeRedis {
       },
       async settle(key, _owner, value) {
         up();
+        const present = redis.claims.get(key)?.state;
+        if (present === "done" && value?.state !== "done") return;
         if (value) redis.claims.set(key, value);
         else redis.claims.delete(key);
       },
@@ -176,7 +179,6 @@ export async function replica(redis, name, overrides = {}) {
     reservations: new Map(),
     active: new Map(),
     commits: new Recent(100),
-    claims: new Map(),
     recent: new Recent(100),
     answers: new Recent(100),
     inflight: new Map(),
@@ -207,6 +209,7 @@ export async function replica(redis, name, overrides = {}) {
   const isAway = () => redis.away;
   runtime.breaker = new Breaker({ config, store, log, metrics, isAway });
   runtime.cron = new Cron({ config, store, log, metrics, scheduler: { getCron: null, ids: null, held: new Map() } });
+  runtime.inbound = new Inbound({ config, store, metrics });
   runtime.limiter = new Limiter({ config, store, metrics, isAway });
   runtime.replayer = new Replayer({
     spool,

@@ -1,0 +1,142 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import assert from "node:assert/strict";
+import { beforeEach, test } from "node:test";
+import { createHooks } from "../lib/hooks.js";
+import { FakeRedis, replica } from "./support/rig.js";
+
+const SESSION = "agent:main:telegram:direct:42";
+const CTX = { channelId: "telegram", accountId: "default", conversationId: "42", sessionKey: SESSION };
+const KEY = "telegram/default/42/7";
+
+let redis, a, b, say;
+
+/** A gateway whose diagnostics say what they are told to say. */
+const gateway = (on = true) => {
+  const listeners = new Set();
+  return {
+    say: async (event) => {
+      for (const listener of listeners) listener({ sessionKey: SESSION, messageId: "7", ...event });
+      await new Promise(setImmediate);
+    },
+    sdk: {
+      areDiagnosticsEnabledForProcess: () => on,
+      onInternalDiagnosticEvent: (listener, filter) => {
+        assert.deepEqual(filter, { include: ["message.processed"] });
+        listeners.add(listener);
+        return () => listeners.delete(listener);
+      },
+    },
+  };
+};
+
+beforeEach(async () => {
+  redis = new FakeRedis();
+  a = await replica(redis, "a");
+  b = await replica(redis, "b");
+  const { say: saying, sdk } = gateway();
+  say = saying;
+  a.inbound.start(sdk);
+  b.inbound.start(gateway().sdk);
+});
+
+const state = () => redis.claims.get(KEY)?.state;
+const begin = (runtime, messageId = "7") => createHooks(async () => runtime).before_dispatch({ messageId, content: "hi" }, CTX);
+
+/** What a promise has come to by now, "pending" when nothing. */
+const now = (promise) => Promise.race([promise, new Promise((resolve) => setTimeout(resolve, 150, "pending"))]);
+
+test("a message that comes to two replicas is answered once, and the second waits until it is", async () => {
+  assert.equal(await begin(a), undefined);
+  const second = begin(b);
+  assert.equal(await now(second), "pending");
+  await a.inbound.committed(SESSION);
+  assert.deepEqual(await second, { handled: true });
+  assert.equal(state(), "committed", "the gateway is not through with it");
+  await say({ outcome: "completed" });
+  assert.equal(state(), "done");
+  assert.deepEqual(await begin(a), { handled: true });
+  assert.equal(a.metrics.get("webhooks_duplicate") + b.metrics.get("webhooks_duplicate"), 2);
+});
+
+test("done never becomes less than done", async () => {
+  await begin(a);
+  await say({ outcome: "completed" });
+  await a.inbound.committed(SESSION);
+  assert.equal(state(), "done");
+});
+
+test("only the message that is processed is settled", async () => {
+  await begin(a);
+  await begin(a, "8");
+  await say({ outcome: "completed", messageId: 8 });
+  assert.equal(state(), "running");
+  assert.equal(redis.claims.get("telegram/default/42/8").state, "done");
+  await say({ outcome: "completed", sessionKey: "agent:main:telegram:direct:43" });
+  assert.equal(state(), "running");
+});
+
+test("what failed without a word is given back; what its user was told of is not", async () => {
+  const { message_sent: messageSent } = createHooks(async () => a);
+  await begin(a);
+  await messageSent({ success: false }, { sessionKey: SESSION });
+  await a.inbound.givenUp(SESSION);
+  await say({ outcome: "error" });
+  assert.equal(state(), undefined);
+  assert.equal(await begin(b), undefined, "a second chance");
+  await b.inbound.stop();
+  await b.inbound.givenUp(SESSION);
+  await begin(a);
+  await messageSent({ success: true }, { sessionKey: SESSION });
+  await say({ outcome: "error" });
+  assert.equal(state(), "done");
+});
+
+test("a turn that was committed is not run again, whatever its gateway says then", async () => {
+  await begin(a);
+  await a.inbound.committed(SESSION);
+  await say({ outcome: "error" });
+  assert.equal(state(), "done");
+});
+
+test("a dispatch that was broken off gives its message back, one that was refused does not", async () => {
+  for (const [reason, left] of [["reply_operation_aborted", undefined], ["reply-operation-active", undefined], ["queue-cap", "done"]]) {
+    await begin(a);
+    await say({ outcome: "skipped", reason });
+    assert.equal(state(), left, reason);
+  }
+});
+
+test("without the gateway's diagnostics a commit is the end, and a given-up turn gives its message back", async () => {
+  a.inbound.stop();
+  a.inbound.start(gateway(false).sdk);
+  await begin(a);
+  await a.inbound.givenUp(SESSION);
+  assert.equal(state(), undefined);
+  await begin(a);
+  await a.inbound.committed(SESSION);
+  assert.equal(state(), "done");
+});
+
+test("what is settled while Redis is away is stored when it is back", async () => {
+  await begin(a);
+  redis.away = true;
+  const settled = a.inbound.processed({ sessionKey: SESSION, messageId: "7", outcome: "completed" });
+  assert.equal(await now(settled), "pending");
+  redis.away = false;
+  await settled;
+  assert.equal(state(), "done");
+});
+
+test("while Redis is away a message is run all the same, once here", async () => {
+  redis.away = true;
+  assert.equal(await begin(a), undefined);
+  assert.deepEqual(await begin(a), { handled: true });
+});
+
+test("what has no message id is nobody's to claim", async () => {
+  assert.equal(await createHooks(async () => a).before_dispatch({ content: "hi" }, CTX), undefined);
+  assert.equal(redis.claims.size, 0);
+});
