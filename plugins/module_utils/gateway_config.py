@@ -495,6 +495,7 @@ def config(replica, topology, options):
                         "providers": [_watched(entry, timeout) for entry, timeout in zip(chain, timeouts)],
                         **_guards(options),
                         **({"jobs": scheduled} if scheduled else {}),
+                        **({"webhooks": True} if channels.webhooks(listed) else {}),
                     },
                 },
                 **{name: {"enabled": False} for name in LOCAL_PLUGINS},

@@ -18,7 +18,7 @@ RULES = {
         " +hget +hmget +hset +hsetnx +hincrby +lindex +linsert +llen +lrange +ltrim +rpush +xadd"
         " +zadd +zrange +zrem +zremrangebyrank +zremrangebyscore +zscore",
         # The programs of the roles ingress and owner.
-        "ingress": "~oc:ingress:* ~oc:events %R~oc:dedupe:* -@all +ping +eval +wait +time +get +set +incr +pexpire +expire +exists +xadd +xdel"
+        "ingress": "~oc:ingress:* ~oc:events %R~oc:dedupe:* %R~oc:inbound:* -@all +ping +eval +wait +time +get +set +incr +pexpire +expire +exists +xadd +xdel"
         " +xrange +zadd +zrem +zcard +zrange +zscore +rpush +lrange +lrem +hget +hset +hsetnx +hdel +hincrby",
         "owner": "~oc:owner:* ~oc:events -@all +ping +eval +wait +time +hmget +hset +xadd +expire",
         "replica": "-@all +ping +psync +replconf",

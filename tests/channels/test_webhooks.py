@@ -102,6 +102,55 @@ def test_the_same_update_delivered_three_times(webhook):
     assert not verdict.violations and verdict.answered == 6, verdict
 
 
+@pytest.mark.smoke
+def test_what_begins_no_turn_holds_nobody_up(cluster, webhook):
+    """Of a stranger's message the gateway says that it is through with it: the next one does not wait until it would be given up."""
+    stranger = 77_000_001
+    for number in range(3):
+        webhook.write(stranger, f"{word()} {number}")
+    wait_for("their 200", lambda: len(webhook.accepted()) == 3, 30)
+    wait_for("an empty journal", lambda: not telegram.waiting(cluster), 60)
+    assert not webhook.replies() and not telegram.dead(cluster)
+
+
+def test_while_no_model_answers_each_person_is_told_once(cluster, webhook):
+    """An error that a person has read is an answer: nobody else tries again behind it, and tells them once more."""
+    (fallback,) = cluster.topology["ollama"]
+    execute(cluster, fallback["host"], "systemctl", "stop", "ollama.service")
+    model(cluster, mode="500")
+    try:
+        chats = telegram.people(4, 60)
+        webhook.burst(chats, 1, word())
+        wait_for("words for all of them", lambda: {one.chat for one in webhook.replies()} == set(chats), 240)
+        wait_for("an end", lambda: not telegram.waiting(cluster), 120)
+        told = [one.chat for one in webhook.replies()]
+        assert sorted(told) == chats, f"each is told once: {webhook.replies()}"
+        assert telegram.dead(cluster) == []
+    finally:
+        model(cluster)
+        execute(cluster, fallback["host"], "systemctl", "start", "ollama.service")
+    webhook.reset()
+    webhook.burst(chats, 1, word())
+    # While the circuit is open nobody asks; the next one who is told so may write again.
+    verdict = webhook.settled()
+    assert not verdict.violations and verdict.answered == 4, verdict
+
+
+def test_a_replica_killed_between_the_commit_and_its_answer(cluster, webhook):
+    """Nobody runs the turn again; the answer is the dead gateway's to send, when it is back."""
+    webhook.fault(refuse={"status": 503, "methods": ["sendMessage"]})
+    (chat,) = telegram.people(1, 70)
+    webhook.write(chat, f"{word()} {chat}")
+    tried = wait_for("a try to answer", lambda: [one for one in webhook.get("calls") if one["method"] == "sendMessage"], 60)
+    address = tried[0]["peer"].rpartition(":")[0]
+    replica = next(one for one in cluster.topology["replicas"] if one["address"] == address)
+    execute(cluster, replica["host"], "kill", "-KILL", main_pid(cluster, replica["host"], replica["unit"]))
+    webhook.fault(refuse=None)
+    wait_for(f"{replica['id']} is back", lambda: started(replica), 240)
+    verdict = webhook.settled()
+    assert not verdict.violations and verdict.answered == 1, (verdict, verdict.others)
+
+
 def test_a_burst_of_500(cluster, webhook):
     began = time.monotonic()
     webhook.burst(telegram.people(50), 10, word())

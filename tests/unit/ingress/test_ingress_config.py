@@ -22,7 +22,7 @@ GOOD = {
 
 def test_defaults():
     checked = config.check(GOOD)
-    assert checked["max_age_seconds"] == 3600 and checked["key_prefix"] == "oc:" and checked["quiet_seconds"] == 60 and checked["lease_seconds"] == 10
+    assert checked["max_age_seconds"] == 3600 and checked["key_prefix"] == "oc:" and checked["quiet_seconds"] == 120 and checked["lease_seconds"] == 10
     assert config.check(checked) == checked
     assert all(least <= default <= most for default, least, most in config.NUMBERS.values())
 

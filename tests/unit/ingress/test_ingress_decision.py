@@ -104,6 +104,27 @@ def test_one_event(state, claim, age, expected):
 
 
 @pytest.mark.parametrize(
+    ("state", "arrival", "claimable", "expected"),
+    [
+        (at("up", 1), "completed", True, NO_TURN),
+        (at("up", 1), "failed", True, UNANSWERED),
+        (at("up", 1, redelivered=True), "completed", True, UNANSWERED),
+        # What was claimed is decided by its claim: the gateway may be through with it because it gave it back.
+        (at("up", 1, claimed=True), "failed", True, WAIT),
+        (at("up", 1, claimed=True, unclaimed=NOW - 5), "completed", True, DELIVER),
+        # Another replica's word of an earlier delivery.
+        (State(attempts=1), "completed", True, DELIVER),
+        # A button, an edit: nothing to wait for.
+        (at("up", 4), "", False, WAIT),
+        (at("up", 5), "", False, NO_TURN),
+    ],
+)
+def test_what_begins_no_turn(state, arrival, claimable, expected):
+    ((action, _after),) = decide([Queued("1-0", NOW - 1, state, "", arrival, claimable)], REPLICAS, NOW, LIMITS)
+    assert action == expected
+
+
+@pytest.mark.parametrize(
     ("group", "expected"),
     [
         # (state, claim) of each member
@@ -139,7 +160,15 @@ STATES = st.builds(
     unclaimed=st.none() | st.floats(NOW - 20, NOW),
     redelivered=st.booleans(),
 )
-EVENTS = st.builds(Queued, id=st.just("1-0"), at=st.floats(NOW - 200, NOW), state=STATES, claim=st.sampled_from(["", "running", "committed", "done"]))
+EVENTS = st.builds(
+    Queued,
+    id=st.just("1-0"),
+    at=st.floats(NOW - 200, NOW),
+    state=STATES,
+    claim=st.sampled_from(["", "running", "committed", "done"]),
+    arrival=st.sampled_from(["", "completed", "failed"]),
+    claimable=st.booleans(),
+)
 
 
 @given(st.lists(EVENTS, min_size=1, max_size=5))
@@ -156,7 +185,8 @@ def test_what_always_holds(batch):
         if action in FORGET and event.claim not in ("committed", "done"):
             assert event.state.delivered is not None
         if action == NO_TURN:
-            assert not lost(event.state, REPLICAS.get(event.state.replica)) and NOW - event.state.delivered >= LIMITS.quiet
+            assert not lost(event.state, REPLICAS.get(event.state.replica))
+            assert event.arrival or NOW - event.state.delivered >= (LIMITS.quiet if event.claimable else 5)
         if action == DELIVER:
             assert state.attempts < LIMITS.max_attempts and NOW - event.at <= LIMITS.max_age
         assert State.parse(state.text()) == state

@@ -301,6 +301,19 @@ def test_an_event_that_begins_no_turn_is_forgotten_after_a_while(redis, replicas
     assert running.metric("committed_total") == 0
 
 
+def test_what_a_gateway_is_through_with_holds_nobody_up(redis, replicas, ingress):
+    """A stranger's message, words in a group that are not for the bot: the gateway says that it is through, and nobody has claimed it."""
+    (replica,) = replicas(1, "silent")
+    running = ingress([replica], quiet_seconds=3600)
+    running.send(update(1), update(2))
+    until(lambda: replica.messages == [1])
+    redis.set("oc:inbound:telegram/default/1001", "completed")
+    until(lambda: replica.messages == [1, 2])
+    redis.set("oc:inbound:telegram/default/1002", "failed")
+    until(lambda: running.metric("dead_total", reason="unanswered") == 1)
+    assert running.metric("no_turn_total") == 1
+
+
 def test_what_a_dead_replica_had_and_nobody_began_again_is_told(redis, replicas, ingress):
     (replica,) = replicas(1, "silent")
     # Long enough that the death is seen first, however busy the machine.

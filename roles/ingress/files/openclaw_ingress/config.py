@@ -62,7 +62,7 @@ NUMBERS = {
     "max_attempts": (30, 1, 100_000),
     # Events that one replica may have at a time: what more there is waits in the journal, where it survives.
     "replica_events": (8, 1, 10000),
-    "quiet_seconds": (60.0, 0.1, 3600),
+    "quiet_seconds": (120.0, 0.1, 3600),
     "gone_seconds": (5.0, 0.05, 600),
     "lease_seconds": (10.0, 0.1, 600),
     "post_timeout": (10.0, 0.1, 300),

@@ -77,12 +77,16 @@ class Queued:
     """An event at the head of its conversation: its id, when it was accepted, its state, and what its claim says.
 
     claim: "" none; running; committed: the turn is stored, its gateway is not through with it; done
+    arrival: what a gateway says of the event: "" nothing yet; completed or failed, it is through with it
+    claimable: may begin a turn under its own message's claim; an edit or a button does not
     """
 
     id: str
     at: float
     state: State = State()
     claim: str = ""
+    arrival: str = ""
+    claimable: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Limits:
 
     max_age: float = 3600.0
     max_attempts: int = 30
-    quiet: float = 60.0
+    quiet: float = 120.0
     gone: float = 5.0
     poll: float = 0.25
     pause: float = 1.0
@@ -162,9 +166,11 @@ def _alone(event, replicas, now, limits):
         return WAIT, dataclasses.replace(state, unclaimed=now)
     if state.claimed:
         return (DELIVER, state.again()) if now - state.unclaimed >= limits.gone else (WAIT, state)
-    if now - state.delivered >= limits.quiet:
+    # Who may begin a turn claims it first. What is never claimed is known by the gateway's word, or, without it, by time.
+    quiet = limits.quiet if event.claimable else min(limits.quiet, _UNCLAIMED)
+    if event.arrival or now - state.delivered >= quiet:
         # A gateway knows what it had before it died, and does not begin it again: with no other replica it stays unanswered, and that is told.
-        return UNANSWERED if state.redelivered else NO_TURN, state
+        return UNANSWERED if state.redelivered or event.arrival == "failed" else NO_TURN, state
     return WAIT, state
 
 

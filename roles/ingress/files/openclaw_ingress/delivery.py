@@ -27,7 +27,7 @@ _AT_ONCE = 16
 #: Seconds between two tries while Redis is away.
 _AWAY = 0.5
 #: Seconds until a conversation is looked at again for which no replica had room.
-_FULL = 0.5
+_FULL = 1.0
 #: No bound.
 _ANY = 2**31
 #: Seconds in which steps end once their POST is called off.

@@ -118,6 +118,7 @@ class Journal:
             settings["max_bytes"],
             *self._high,
             settings["host"],
+            f"{self._prefix}inbound:{account}/{event.id}",
         )
         wanted, enough = settings["wait_replicas"], min(settings["enough_replicas"], settings["wait_replicas"])
         wait = int(settings["wait_timeout"] * 1000)
@@ -148,7 +149,9 @@ class Journal:
         now, wait, *found = await self._run(scripts.TAKE, self._owner, self._lease, most, GROUP)
         taken = []
         for conversation, lease, *events in found:
-            batch = tuple(Queued(one[0].decode(), float(one[1]) / 1000, State.parse(one[3]), one[4].decode()) for one in events)
+            batch = tuple(
+                Queued(one[0].decode(), float(one[1]) / 1000, State.parse(one[3]), one[4].decode(), one[5].decode(), one[6] == 1) for one in events
+            )
             metas = tuple(Meta.parse(one[2]) for one in events)
             taken.append(Taken(conversation.decode(), lease.decode(), now / 1000, batch, metas))
         return taken, None if wait < 0 else wait / 1000

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import logging
 import random
@@ -16,6 +17,9 @@ from redis.backoff import NoBackoff
 from .config import endpoint, secret
 
 log = logging.getLogger("openclaw_ingress")
+
+#: Most connections to one server.
+_CONNECTIONS = 32
 
 
 class RedisAway(Exception):
@@ -64,7 +68,9 @@ class Primary:
         """Close what is idle; what is in use closes with its command."""
         client, self._client = self._client, None
         if client:
-            await client.connection_pool.disconnect(inuse_connections=False)
+            # The good-bye may take too long as well.
+            with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
+                await client.connection_pool.disconnect(inuse_connections=False)
 
     async def _connected(self):
         if self._client is None:
@@ -87,7 +93,8 @@ class Primary:
             except (redis.RedisError, OSError, TimeoutError) as error:
                 last = f"the Sentinel {where}: {error or type(error).__name__}"
             finally:
-                await client.connection_pool.disconnect()
+                with contextlib.suppress(redis.RedisError, OSError, TimeoutError):
+                    await client.connection_pool.disconnect()
         raise redis.ConnectionError(f"no Sentinel names a primary ({last})")
 
     def _open(self, host, port, user, password_file):
@@ -114,5 +121,7 @@ class Primary:
         if "driver_info" in known:
             # It takes the place of the other two, and they are no longer welcome.
             known -= {"lib_name", "lib_version"}
-        pool = redis.asyncio.ConnectionPool(connection_class=kind, **{name: value for name, value in options.items() if name in known})
+        options = {name: value for name, value in options.items() if name in known}
+        # After an outage all that wait would make a connection each, at once.
+        pool = redis.asyncio.BlockingConnectionPool(connection_class=kind, max_connections=_CONNECTIONS, timeout=self._timeout, **options)
         return redis.asyncio.Redis(connection_pool=pool)

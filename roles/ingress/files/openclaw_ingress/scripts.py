@@ -84,7 +84,8 @@ local function leave(conv, id)
 end
 """
 
-#: Stores an event once. ARGV conversation, event, group, claim's key, meta, body, dedupe ms, most events, most bytes, high events, high bytes, host
+#: Stores an event once. ARGV conversation, event, group, claim's key, meta, body, dedupe ms, most events, most bytes, high events, high bytes, host,
+#: arrival's key
 #: Returns {status, id, 1 = the high-water mark was crossed just now}: accepted | duplicate | full.
 ACCEPT = (
     _HEAD
@@ -99,7 +100,7 @@ end
 local conv, bytes = ARGV[1], #ARGV[5] + #ARGV[6]
 local count, total = size()
 if count + 1 > tonumber(ARGV[8]) or total + bytes > tonumber(ARGV[9]) then return {'full', '', 0} end
-id = redis.call('XADD', p .. 'journal', '*', 'conversation', conv, 'group', ARGV[3], 'claim', ARGV[4], 'bytes', bytes, 'meta', ARGV[5], 'body', ARGV[6])
+id = redis.call('XADD', p .. 'journal', '*', 'conversation', conv, 'group', ARGV[3], 'claim', ARGV[4], 'arrival', ARGV[13], 'bytes', bytes, 'meta', ARGV[5], 'body', ARGV[6])
 redis.call('SET', seen, id, 'PX', ARGV[7])
 redis.call('ZADD', p .. 'live', text(now), id)
 total = redis.call('HINCRBY', p .. 'size', 'bytes', bytes)
@@ -111,7 +112,8 @@ return {'accepted', id, crossed and 1 or 0}"""
 )
 
 #: Takes conversations that are due, under a lease. ARGV owner, lease ms, most conversations, most events of a group
-#: Returns {now, ms until the next one is due (-1 = none), {conversation, lease, {id, accepted, meta, state, claim}...}...}.
+#: Returns {now, ms until the next one is due (-1 = none), {conversation, lease, {id, accepted, meta, state, claim, arrival, 1 = may be claimed}...}...}.
+#: claim: "", running, committed, done; arrival: what a gateway says of the event, "" as long as it is not through with it
 TAKE = (
     _DRAIN
     + """
@@ -130,7 +132,8 @@ for _, conv in ipairs(redis.call('ZRANGE', p .. 'due', '-inf', text(now), 'BYSCO
       local state = read and type(value) == 'table' and value.state
       claim = (state == 'done' or state == 'committed') and state or 'running'
     end
-    taken[#taken + 1] = {id, redis.call('ZSCORE', p .. 'live', id) or '0', entry.meta or '', redis.call('HGET', p .. 'state', id) or '', claim}
+    taken[#taken + 1] = {id, redis.call('ZSCORE', p .. 'live', id) or '0', entry.meta or '', redis.call('HGET', p .. 'state', id) or '', claim,
+      entry.arrival and redis.call('GET', entry.arrival) or '', key ~= '' and 1 or 0}
   end
   if #taken == 2 then
     redis.call('ZREM', p .. 'due', conv)

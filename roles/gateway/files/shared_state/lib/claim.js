@@ -25,6 +25,10 @@ export class Claim {
     this.#fingerprint = fingerprint;
   }
 
+  get owner() {
+    return this.#owner;
+  }
+
   /**
    * Takes the claim, or waits for the one who has it.
    * @param {{waitMs: number, signal?: AbortSignal, keepMs: number}} options keepMs: how long to renew at most
@@ -51,20 +55,34 @@ export class Claim {
    * @param {object|null} value
    * @param {number} ttlSeconds
    * @param {{triesMs?: number}} options triesMs: how long to try while Redis is away; once without it
+   * @returns {Promise<boolean>} false: it is somebody else's
    */
   async settle(value, ttlSeconds = 0, { triesMs = 0 } = {}) {
     clearInterval(this.#timer);
     const mine = (this.#settling = {});
     const deadline = Date.now() + triesMs;
     for (;;) {
-      const stored = await this.#store.settle(this.#key, this.#owner, value, ttlSeconds, { once: true }).then(
-        () => true,
-        (error) => !(error instanceof RedisAway),
-      );
-      // What is settled anew is not overwritten by what was to be stored before.
-      if (stored || this.#settling !== mine || Date.now() >= deadline) return;
+      try {
+        return await this.#store.settle(this.#key, this.#owner, value, ttlSeconds, { once: true });
+      } catch (error) {
+        // What is settled anew is not overwritten by what was to be stored before.
+        if (!(error instanceof RedisAway) || this.#settling !== mine || Date.now() >= deadline) return true;
+      }
       await sleep(RETRY_MS, undefined, { ref: false });
     }
+  }
+
+  /** It is somebody else's: nothing is written any more. */
+  abandon() {
+    clearInterval(this.#timer);
+  }
+
+  /** Has somebody else got it, because it could not be renewed? While Redis is away nobody has. */
+  async lost() {
+    const present = await this.#store
+      .claim(this.#key, this.#owner, LEASE_MS, this.#fingerprint, { once: true })
+      .catch(() => null);
+    return present !== null;
   }
 
   #renew(until) {

@@ -40,6 +40,8 @@ export const DEFAULTS = Object.freeze({
   // Failures in a row after which turns go to the next provider (0 = never), and seconds until it is tried again.
   breakerFailures: 3,
   breakerOpenSeconds: 30,
+  // Providers' events come from an ingress, which wants to know of those that begin no turn.
+  webhooks: false,
   // Scheduled jobs of the cluster: every replica has them, and each run is one replica's.
   jobs: Object.freeze([]),
 });
@@ -71,6 +73,7 @@ export function resolveConfig(given = {}, env = process.env) {
     },
     // Both sides show a certificate of the cluster's own authority.
     tls: config.tls && Object.fromEntries(Object.entries(config.tls).map(([name, path]) => [name, readFileSync(path)])),
+    stateDir: env.OPENCLAW_STATE_DIR,
     redisPassword: env.OPENCLAW_HA_REDIS_PASSWORD || undefined,
     sentinelPassword: env.OPENCLAW_HA_SENTINEL_PASSWORD || undefined,
     gatewayToken: env.OPENCLAW_GATEWAY_TOKEN_HA || undefined,

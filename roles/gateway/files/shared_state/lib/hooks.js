@@ -48,6 +48,10 @@ export const createHooks = (current) => ({
     const runtime = await current();
     const reservation = runtime.reservations.get(ctx?.sessionKey);
     if (reservation) reservation.begun = true;
+    if (ctx?.sessionKey && (await runtime.inbound.lost(ctx.sessionKey))) {
+      runtime.log.warn(`A turn in ${ctx.sessionKey} is not run: another replica has its message by now`);
+      return { outcome: "block", reason: "another replica has this message", message: "" };
+    }
     if (ctx?.inputProvenance?.sourceTool !== CRASH_REPLAY) return undefined;
     runtime.metrics.add("crash_replays_blocked");
     runtime.log.info(`The replay of an interrupted turn in ${ctx.sessionKey} was blocked`);
@@ -55,8 +59,11 @@ export const createHooks = (current) => ({
   },
 
   /** What a channel's user is to know of a crash: that an answer may be missing, not that something goes on which does not. */
-  async message_sending(event) {
+  async message_sending(event, ctx) {
     const content = event.content ?? "";
+    // Two replicas must not answer one message, and of one that did not run its turn nobody needs to hear.
+    if (ctx?.sessionKey && (await (await current()).inbound.lost(ctx.sessionKey)))
+      return { cancel: true, cancelReason: "another replica has this message" };
     if (REPLAY_GOES_ON.test(content)) return { cancel: true, cancelReason: "the replay is blocked" };
     if (REPLAY_BLOCKED.test(content)) return { content: INTERRUPTED };
     return undefined;

@@ -11,8 +11,6 @@ const REMEMBERED = 1000;
 const SETTLE_TRIES_MS = 60000;
 // A dispatch that ended without running its message, which may so be given to somebody else.
 const NOT_RUN = new Set(["reply_operation_aborted", "reply-operation-active"]);
-const DONE = { state: "done", fingerprint: "" };
-const COMMITTED = { state: "committed", fingerprint: "" };
 
 /**
  * Messages of channels that this gateway answers. Each is claimed over all replicas, so that one delivered again, here or
@@ -26,7 +24,7 @@ export class Inbound {
   #store;
   #config;
   #metrics;
-  #entries = new Map(); // session key -> set of {claim, key, messageId, committed, sent}
+  #entries = new Map(); // session key -> set of {claim, key, messageId, committed, lost, sent}
   #answers = new Recent(REMEMBERED);
   #unsubscribe = null;
 
@@ -78,12 +76,24 @@ export class Inbound {
       }
     }
     this.#answers.set(key, true);
-    const entry = { claim, key, messageId: String(messageId), committed: false, sent: false };
+    const entry = { claim, key, messageId: String(messageId), committed: false, lost: false, sent: false };
     if (!this.#entries.has(sessionKey)) this.#entries.set(sessionKey, new Set());
     this.#entries.get(sessionKey).add(entry);
     // A message of which nothing is heard any more is settled all the same.
     setTimeout(() => void this.#settle(sessionKey, entry, true), keepMs).unref();
     return undefined;
+  }
+
+  /**
+   * Are a session's messages somebody else's by now? A gateway that stood still could not renew its claims, and another one
+   * has answered meanwhile, or will.
+   */
+  async lost(sessionKey) {
+    const entries = this.#of(sessionKey);
+    for (const entry of entries) if (!entry.lost && !entry.committed) entry.lost = await entry.claim.lost();
+    const lost = entries.length > 0 && entries.every((entry) => entry.lost);
+    if (lost) this.#metrics.add("webhooks_lost");
+    return lost;
   }
 
   /** Something was sent to a session's chat. */
@@ -93,9 +103,10 @@ export class Inbound {
 
   /** A session's turn has succeeded, or is stored: it is not run again. */
   async committed(sessionKey) {
-    const entries = this.#of(sessionKey).filter((entry) => !entry.committed);
+    const entries = this.#of(sessionKey).filter((entry) => !entry.committed && !entry.lost);
     for (const entry of entries) entry.committed = true;
-    if (this.#unsubscribe) await Promise.all(entries.map(({ claim }) => this.#write(claim, COMMITTED)));
+    if (this.#unsubscribe)
+      await Promise.all(entries.map(async (entry) => (entry.lost = !(await this.#write(entry.claim, "committed")))));
     else await Promise.all(entries.map((entry) => this.#settle(sessionKey, entry, true)));
   }
 
@@ -124,11 +135,12 @@ export class Inbound {
     if (!entries?.delete(entry)) return;
     if (!entries.size) this.#entries.delete(sessionKey);
     if (!answered) this.#answers.delete(entry.key);
-    await this.#write(entry.claim, answered ? DONE : null);
+    if (entry.lost) entry.claim.abandon();
+    else await this.#write(entry.claim, answered ? "done" : null);
   }
 
-  #write(claim, value) {
+  #write(claim, state) {
     // One that is not stored would be run again, by somebody who cannot know better.
-    return claim.settle(value, this.#config.dedupeTtlSeconds, { triesMs: SETTLE_TRIES_MS });
+    return claim.settle(state && { state, owner: claim.owner, fingerprint: "" }, this.#config.dedupeTtlSeconds, { triesMs: SETTLE_TRIES_MS });
   }
 }

@@ -107,6 +107,7 @@ export const redisKeys = (prefix) => ({
   seen: (conv) => `${prefix}seen:${conv.id}`,
   idempotency: (conv, key) => `${prefix}idem:${conv.id}:${key}`,
   dedupe: (parts) => `${prefix}dedupe:${parts.map((part) => encodeURIComponent(part ?? "")).join(":")}`,
+  arrival: (name) => `${prefix}inbound:${name}`,
   circuit: (provider) => `${prefix}breaker:${provider}`,
   trial: (provider) => `${prefix}breaker:${provider}:trial`,
   events: () => `${prefix}events`,

@@ -4,6 +4,7 @@
 
 import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
+import { Arrivals } from "./arrivals.js";
 import { Asked } from "./asked.js";
 import { Breaker } from "./breaker.js";
 import { Cron } from "./cron.js";
@@ -98,6 +99,7 @@ export class Runtime {
     this.breaker = new Breaker({ config, store: this.store, log, metrics, isAway });
     this.limiter = new Limiter({ config, store: this.store, metrics, isAway });
     this.cron = new Cron({ config, store: this.store, log, metrics });
+    this.arrivals = new Arrivals({ stateDir: config.webhooks ? config.stateDir : undefined, store: this.store, log });
     this.inbound = new Inbound({ config, store: this.store, metrics });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
@@ -120,6 +122,7 @@ export class Runtime {
     this.breaker.start();
     this.memory.start();
     this.ollama.start();
+    this.arrivals.start();
     this.metrics.start(
       (fields) => this.store.writeMetrics(fields),
       () => ({
@@ -139,6 +142,7 @@ export class Runtime {
     this.breaker.stop();
     this.memory.stop();
     this.cron.stop();
+    this.arrivals.stop();
     this.inbound.stop();
     this.ollama.stop();
     this.link.stop();

@@ -135,12 +135,12 @@ end
 redis.call('SET', KEYS[1], cjson.encode({state = 'running', owner = ARGV[1], fingerprint = ARGV[3]}), 'PX', ARGV[2])
 return ''`;
 
-/** Gives a claim back, or settles it. KEYS claim  ARGV owner, final JSON ("" = give back), ttlSeconds. */
+/** Gives a claim back, or settles it. KEYS claim  ARGV owner, final JSON ("" = give back), ttlSeconds. Returns 0 when it is not the owner's (any more). */
 export const SETTLE = `
 local present = redis.call('GET', KEYS[1])
 if present then
   local value = cjson.decode(present)
-  if value.state == 'running' and value.owner ~= ARGV[1] then return 0 end
+  if value.owner and value.owner ~= ARGV[1] then return 0 end
   if value.state ~= 'running' and ARGV[2] == '' then return 0 end
   if value.state == 'done' and cjson.decode(ARGV[2]).state ~= 'done' then return 0 end
 end

@@ -11,6 +11,8 @@ const MS_FAILURES_COUNT = 60000;
 const OPEN_PERIODS = 20;
 const MOST_EVENTS = 1000;
 const EVENT_TTL_SECONDS = 604800;
+// As long as an ingress may be away that has to look at it.
+const ARRIVAL_TTL_SECONDS = 3600;
 // Nobody is as late as that for a slot; a job's own record outlives it, whatever its schedule: it keeps old slots away.
 const CRON_CLAIM_SECONDS = 172800;
 const CRON_JOB_SECONDS = 34560000;
@@ -180,9 +182,13 @@ export class Store {
     return present === "" ? null : JSON.parse(present);
   }
 
-  /** Gives a claim back (value null), or stores its outcome for ttlSeconds. */
+  /**
+   * Gives a claim back (value null), or stores its outcome for ttlSeconds.
+   * @returns {Promise<boolean>} false: it is somebody else's by now, or settled already
+   */
   async settle(key, owner, value, ttlSeconds, options = {}) {
-    await this.#eval(scripts.SETTLE, [key], [owner, value ? JSON.stringify(value) : "", ttlSeconds], options);
+    const args = [owner, value ? JSON.stringify(value) : "", ttlSeconds];
+    return (await this.#eval(scripts.SETTLE, [key], args, options)) !== 0;
   }
 
   idempotencyKey(conv, key) {
@@ -323,6 +329,18 @@ export class Store {
   }
 
   /** Replaces this replica's counters. */
+  /** Says of a provider's events that this gateway is through with them. @param {{name: string, status: string}[]} events */
+  async tellArrivals(events) {
+    await this.#link.run(
+      async (client) => {
+        const pipeline = client.pipeline();
+        for (const { name, status } of events) pipeline.set(this.#keys.arrival(name), status, "EX", ARRIVAL_TTL_SECONDS);
+        for (const [error] of await pipeline.exec()) if (error) throw error;
+      },
+      { once: true, writes: true },
+    );
+  }
+
   async writeMetrics(fields) {
     const key = this.#keys.metrics(this.#config.replica);
     await this.#link.run(

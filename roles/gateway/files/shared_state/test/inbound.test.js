@@ -140,3 +140,37 @@ test("what has no message id is nobody's to claim", async () => {
   assert.equal(await createHooks(async () => a).before_dispatch({ content: "hi" }, CTX), undefined);
   assert.equal(redis.claims.size, 0);
 });
+
+test("a gateway that stood still neither runs a turn nor answers when another one has its message", async () => {
+  const hooks = createHooks(async () => a);
+  await begin(a);
+  assert.equal(await a.inbound.lost(SESSION), false);
+  assert.equal(await hooks.message_sending({ content: "hi" }, { sessionKey: SESSION }), undefined);
+  redis.claims.delete(KEY); // its lease ended
+  assert.equal(await a.inbound.lost(SESSION), false, "nobody has it, so it is ours again");
+  redis.claims.delete(KEY);
+  assert.equal(await begin(b), undefined);
+  assert.equal((await hooks.before_agent_run({}, { sessionKey: SESSION })).outcome, "block");
+  assert.equal((await hooks.message_sending({ content: "blocked" }, { sessionKey: SESSION })).cancel, true);
+  await a.inbound.committed(SESSION);
+  await say({ outcome: "completed" });
+  assert.equal(state(), "running", "what is b's is left alone");
+  assert.equal(await hooks.message_sending({ content: "later" }, { sessionKey: SESSION }), undefined);
+});
+
+test("one that stood still between its turn's begin and its end does not answer either", async () => {
+  const hooks = createHooks(async () => a);
+  await begin(a);
+  assert.equal(await hooks.before_agent_run({}, { sessionKey: SESSION }), undefined);
+  redis.claims.delete(KEY);
+  await begin(b);
+  await b.inbound.committed(SESSION);
+  await a.inbound.committed(SESSION);
+  assert.equal((await hooks.message_sending({ content: "hi" }, { sessionKey: SESSION })).cancel, true);
+});
+
+test("while Redis is away a message is nobody else's", async () => {
+  await begin(a);
+  redis.away = true;
+  assert.equal(await a.inbound.lost(SESSION), false);
+});

@@ -279,7 +279,7 @@ test("only the gateway's own crash replay is blocked", async () => {
 
 test("after a crash a channel's user reads that an answer may be missing, and nothing else", async () => {
   const { message_sending: sending } = createHooks(async () => a);
-  const send = (content) => sending({ to: "telegram:1", content });
+  const send = (content) => sending({ to: "telegram:1", content }, {});
   // As OpenClaw 2026.9.6 writes them.
   const goesOn =
     "I'm continuing your interrupted request now (the gateway has just restarted).  Don't be concerned with the lack of typing; I am working behind the scenes and I'll send a message when I'm done!";

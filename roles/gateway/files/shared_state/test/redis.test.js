@@ -233,13 +233,16 @@ test("every operation of the plugin is allowed, and nothing else was tried", asy
   const key = store.dedupeKey(["a", "b", "c", "d"]);
   assert.equal(await store.claim(key, "o", 1000, "f"), null);
   const stateOf = async () => JSON.parse(await admin.get(key)).state;
-  await store.settle(key, "o", { state: "committed" }, 10);
+  await store.settle(key, "o", { state: "committed", owner: "o" }, 10);
+  assert.equal(await store.settle(key, "p", { state: "committed", owner: "p" }, 10), false, "it is another one's");
   await store.settle(key, "o", null, 10);
   assert.equal(await stateOf(), "committed", "what is committed is not given back");
   assert.equal((await store.claim(key, "p", 1000)).state, "committed");
   await store.settle(key, "o", { state: "done" }, 10);
   await store.settle(key, "o", { state: "committed" }, 10);
   assert.equal(await stateOf(), "done");
+  await store.tellArrivals([{ name: "telegram/webhook/7", status: "completed" }]);
+  assert.deepEqual([await admin.get("oc:inbound:telegram/webhook/7"), (await admin.ttl("oc:inbound:telegram/webhook/7")) > 3000], ["completed", true]);
   const tick = { job: "daily", schedule: "* * * * * UTC", run: "r" };
   const claimed = await store.cronClaim({ ...tick, slot: 120000, due: [60000] });
   assert.deepEqual(claimed, { mine: true, unfinished: 0, missed: 1, confirmed: false });

@@ -109,12 +109,14 @@ export class FakeRedis {
         redis.claims.set(key, { state: "running", owner, fingerprint });
         return null;
       },
-      async settle(key, _owner, value) {
+      async settle(key, owner, value) {
         up();
-        const present = redis.claims.get(key)?.state;
-        if (present === "done" && value?.state !== "done") return;
+        const present = redis.claims.get(key);
+        if (present?.owner && present.owner !== owner) return false;
+        if (present?.state === "done" && value?.state !== "done") return false;
         if (value) redis.claims.set(key, value);
         else redis.claims.delete(key);
+        return true;
       },
       async takeTokens(limits) {
         up();
