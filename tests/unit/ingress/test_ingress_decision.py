@@ -16,6 +16,7 @@ from openclaw_ingress.decision import (
     TOO_OLD,
     UNANSWERED,
     UNDELIVERABLE,
+    UNSENT,
     WAIT,
     Limits,
     Queued,
@@ -85,8 +86,12 @@ def at(replica, ago=1.0, **more):
         # Its turn is stored, its answer may not be sent yet.
         (at("up", 90, claimed=True), "committed", 1000, WAIT),
         (at("leaving"), "committed", 1, WAIT),
-        (at("down"), "committed", 1, COMMITTED),
-        (at("new"), "committed", 1, COMMITTED),
+        (at("up", 90, committed=NOW - 19), "committed", 1, WAIT),
+        # Nobody knows whether it was.
+        (at("up", 90, committed=NOW - 20), "committed", 1, UNSENT),
+        (at("down"), "committed", 1, UNSENT),
+        (at("new"), "committed", 1, UNSENT),
+        (at("up"), "unsent", 1, UNSENT),
         (State(attempts=1), "committed", 1, WAIT),
     ],
 )
@@ -165,7 +170,7 @@ EVENTS = st.builds(
     id=st.just("1-0"),
     at=st.floats(NOW - 200, NOW),
     state=STATES,
-    claim=st.sampled_from(["", "running", "committed", "done"]),
+    claim=st.sampled_from(["", "running", "committed", "unsent", "done"]),
     arrival=st.sampled_from(["", "completed", "failed"]),
     claimable=st.booleans(),
 )
@@ -180,7 +185,7 @@ def test_what_always_holds(batch):
         if event.claim in ("running", "done"):
             assert action == (COMMITTED if event.claim == "done" else WAIT)
         if event.claim == "committed":
-            assert action in (COMMITTED, WAIT)
+            assert action in (UNSENT, WAIT)
         # Nothing is forgotten that no replica has had.
         if action in FORGET and event.claim not in ("committed", "done"):
             assert event.state.delivered is not None

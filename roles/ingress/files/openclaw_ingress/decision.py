@@ -14,9 +14,9 @@ import json
 from dataclasses import dataclass
 
 DELIVER, WAIT, COMMITTED, NO_TURN = "deliver", "wait", "committed", "no_turn"
-TOO_OLD, UNDELIVERABLE, UNANSWERED = "too_old", "undeliverable", "unanswered"
+TOO_OLD, UNDELIVERABLE, UNANSWERED, UNSENT = "too_old", "undeliverable", "unanswered", "unsent"
 #: Actions that make a dead letter of the event.
-DEAD = (TOO_OLD, UNDELIVERABLE, UNANSWERED)
+DEAD = (TOO_OLD, UNDELIVERABLE, UNANSWERED, UNSENT)
 #: Actions after which the event is forgotten.
 FORGET = (COMMITTED, NO_TURN)
 
@@ -32,7 +32,7 @@ class State:
 
     attempts: POSTs that were begun; replica: who got the latest; delivered: when it answered 2xx, None while queued; started: when that replica's
     gateway had started, None when unknown; claimed: its claim was seen since; unclaimed: when that claim was first seen gone, None while it is there;
-    redelivered: it had been delivered before
+    committed: when its turn was first seen to be stored; redelivered: it had been delivered before
     """
 
     attempts: int = 0
@@ -41,6 +41,7 @@ class State:
     started: float | None = None
     claimed: bool = False
     unclaimed: float | None = None
+    committed: float | None = None
     redelivered: bool = False
     reason: str = ""
 
@@ -60,12 +61,12 @@ class State:
 
     def accepted(self, now, started):
         """The replica has answered 2xx."""
-        return dataclasses.replace(self, delivered=now, started=started, claimed=False, unclaimed=None)
+        return dataclasses.replace(self, delivered=now, started=started, claimed=False, unclaimed=None, committed=None)
 
     def again(self):
         """Queued once more."""
         redelivered = self.redelivered or self.delivered is not None
-        return dataclasses.replace(self, delivered=None, started=None, claimed=False, unclaimed=None, redelivered=redelivered)
+        return dataclasses.replace(self, delivered=None, started=None, claimed=False, unclaimed=None, committed=None, redelivered=redelivered)
 
     def held(self, now):
         """Does it count among those that its replica has? One that nobody has claimed by now may be nobody's business (a stranger's message)."""
@@ -76,7 +77,7 @@ class State:
 class Queued:
     """An event at the head of its conversation: its id, when it was accepted, its state, and what its claim says.
 
-    claim: "" none; running; committed: the turn is stored, its gateway is not through with it; done
+    claim: "" none; running; committed: the turn is stored, its gateway is not through with it; unsent: the provider did not take the answer; done
     arrival: what a gateway says of the event: "" nothing yet; completed or failed, it is through with it
     claimable: may begin a turn under its own message's claim; an edit or a button does not
     """
@@ -154,9 +155,14 @@ def _alone(event, replicas, now, limits):
     if event.claim == "done":
         return COMMITTED, state
     dead = state.delivered is not None and lost(state, replicas.get(state.replica))
+    if event.claim == "unsent":
+        return UNSENT, state
+    if event.claim == "committed":
+        # Nobody runs a turn again that is stored. Of a gateway that died with it nobody knows whether it has sent the answer.
+        since = now if state.committed is None else state.committed
+        return UNSENT if dead or now - since >= limits.quiet else WAIT, dataclasses.replace(state, claimed=True, unclaimed=None, committed=since)
     if event.claim:
-        # Nobody runs a turn again that is stored: a gateway that dies before it has sent the answer does so when it is back.
-        return COMMITTED if event.claim == "committed" and dead else WAIT, dataclasses.replace(state, claimed=True, unclaimed=None)
+        return WAIT, dataclasses.replace(state, claimed=True, unclaimed=None)
     if state.delivered is None:
         return DELIVER, state
     if dead:

@@ -113,7 +113,7 @@ return {'accepted', id, crossed and 1 or 0}"""
 
 #: Takes conversations that are due, under a lease. ARGV owner, lease ms, most conversations, most events of a group
 #: Returns {now, ms until the next one is due (-1 = none), {conversation, lease, {id, accepted, meta, state, claim, arrival, 1 = may be claimed}...}...}.
-#: claim: "", running, committed, done; arrival: what a gateway says of the event, "" as long as it is not through with it
+#: claim: "", running, committed, unsent, done; arrival: what a gateway says of the event, "" as long as it is not through with it
 TAKE = (
     _DRAIN
     + """
@@ -130,7 +130,7 @@ for _, conv in ipairs(redis.call('ZRANGE', p .. 'due', '-inf', text(now), 'BYSCO
     if claim ~= '' then
       local read, value = pcall(cjson.decode, claim)
       local state = read and type(value) == 'table' and value.state
-      claim = (state == 'done' or state == 'committed') and state or 'running'
+      claim = (state == 'done' or state == 'committed' or state == 'unsent') and state or 'running'
     end
     taken[#taken + 1] = {id, redis.call('ZSCORE', p .. 'live', id) or '0', entry.meta or '', redis.call('HGET', p .. 'state', id) or '', claim,
       entry.arrival and redis.call('GET', entry.arrival) or '', key ~= '' and 1 or 0}

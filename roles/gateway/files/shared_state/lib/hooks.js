@@ -71,7 +71,7 @@ export const createHooks = (current) => ({
 
   async message_sent(event, ctx) {
     const sessionKey = event.sessionKey ?? ctx?.sessionKey;
-    if (event.success && sessionKey) (await current()).inbound.sent(sessionKey);
+    if (sessionKey) (await current()).inbound.sent(sessionKey, event.success);
   },
 
   /** A provider whose circuit is open is passed over. */

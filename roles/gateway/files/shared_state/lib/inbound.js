@@ -17,14 +17,15 @@ const NOT_RUN = new Set(["reply_operation_aborted", "reply-operation-active"]);
  * elsewhere, is answered once.
  *
  * A claim is "running" under a lease; "committed" once its turn is in Redis: should this gateway die now, nobody runs the turn
- * again; "done" when the gateway is through with the message, its answer sent. Only then may the conversation's next message
- * come: one that comes into the tail of a turn is merged into it, or told that there is no answer (seen in 2026.9.6).
+ * again; "done" when the gateway is through with the message, its answer sent; "unsent" when the provider did not take that.
+ * Only then may the conversation's next message come: one that comes into the tail of a turn is merged into it, or told that
+ * there is no answer (seen in 2026.9.6).
  */
 export class Inbound {
   #store;
   #config;
   #metrics;
-  #entries = new Map(); // session key -> set of {claim, key, messageId, committed, lost, sent}
+  #entries = new Map(); // session key -> set of {claim, key, messageId, committed, lost, sent, failed}
   #answers = new Recent(REMEMBERED);
   #unsubscribe = null;
 
@@ -76,7 +77,7 @@ export class Inbound {
       }
     }
     this.#answers.set(key, true);
-    const entry = { claim, key, messageId: String(messageId), committed: false, lost: false, sent: false };
+    const entry = { claim, key, messageId: String(messageId), committed: false, lost: false, sent: false, failed: false };
     if (!this.#entries.has(sessionKey)) this.#entries.set(sessionKey, new Set());
     this.#entries.get(sessionKey).add(entry);
     // A message of which nothing is heard any more is settled all the same.
@@ -96,9 +97,12 @@ export class Inbound {
     return lost;
   }
 
-  /** Something was sent to a session's chat. */
-  sent(sessionKey) {
-    for (const entry of this.#of(sessionKey)) entry.sent = true;
+  /** Something was sent to a session's chat, or the provider did not take it. */
+  sent(sessionKey, success) {
+    for (const entry of this.#of(sessionKey)) {
+      entry.sent ||= success;
+      entry.failed ||= !success;
+    }
   }
 
   /** A session's turn has succeeded, or is stored: it is not run again. */
@@ -121,7 +125,8 @@ export class Inbound {
     for (const entry of this.#of(sessionKey).filter((one) => one.messageId === String(messageId))) {
       // What failed and told its user so is not tried again behind their back.
       const told = outcome === "error" ? entry.sent : !NOT_RUN.has(reason);
-      await this.#settle(sessionKey, entry, entry.committed || told);
+      const unsent = entry.committed && entry.failed && !entry.sent;
+      await this.#settle(sessionKey, entry, entry.committed || told, unsent ? "unsent" : "done");
     }
   }
 
@@ -130,13 +135,13 @@ export class Inbound {
   }
 
   /** Ends a claim: answered for good, or given back for another delivery. */
-  async #settle(sessionKey, entry, answered) {
+  async #settle(sessionKey, entry, answered, state = "done") {
     const entries = this.#entries.get(sessionKey);
     if (!entries?.delete(entry)) return;
     if (!entries.size) this.#entries.delete(sessionKey);
     if (!answered) this.#answers.delete(entry.key);
     if (entry.lost) entry.claim.abandon();
-    else await this.#write(entry.claim, answered ? "done" : null);
+    else await this.#write(entry.claim, answered ? state : null);
   }
 
   #write(claim, state) {

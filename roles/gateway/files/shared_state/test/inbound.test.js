@@ -94,6 +94,22 @@ test("what failed without a word is given back; what its user was told of is not
   assert.equal(state(), "done");
 });
 
+test("an answer that the provider did not take is told of, unless a later try went well", async () => {
+  const { message_sent: messageSent } = createHooks(async () => a);
+  await begin(a);
+  await a.inbound.committed(SESSION);
+  await messageSent({ success: false }, { sessionKey: SESSION });
+  await say({ outcome: "completed" });
+  assert.equal(state(), "unsent");
+  assert.deepEqual(await begin(b), { handled: true }, "its turn is not run again");
+  redis.claims.clear();
+  await begin(a);
+  await a.inbound.committed(SESSION);
+  for (const success of [false, true]) await messageSent({ success }, { sessionKey: SESSION });
+  await say({ outcome: "completed" });
+  assert.equal(state(), "done");
+});
+
 test("a turn that was committed is not run again, whatever its gateway says then", async () => {
   await begin(a);
   await a.inbound.committed(SESSION);
