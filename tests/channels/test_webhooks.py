@@ -137,7 +137,7 @@ def test_while_no_model_answers_each_person_is_told_once(cluster, webhook):
 
 
 def test_a_replica_killed_between_the_commit_and_its_answer(cluster, webhook):
-    """Nobody runs the turn again; the answer is the dead gateway's to send, when it is back."""
+    """Before its commit another replica answers; after it nobody runs the turn again, and it is told that nobody knows whether its answer was sent."""
     webhook.fault(refuse={"status": 503, "methods": ["sendMessage"]})
     (chat,) = telegram.people(1, 70)
     webhook.write(chat, f"{word()} {chat}")
@@ -147,8 +147,25 @@ def test_a_replica_killed_between_the_commit_and_its_answer(cluster, webhook):
     execute(cluster, replica["host"], "kill", "-KILL", main_pid(cluster, replica["host"], replica["unit"]))
     webhook.fault(refuse=None)
     wait_for(f"{replica['id']} is back", lambda: started(replica), 240)
+    wait_for("an end", lambda: not telegram.waiting(cluster), 180)
+    verdict = webhook.verdict()
+    print(f"killed while it sent its answer: {verdict}")
+    assert not verdict.violations and verdict.answered + len(verdict.told) == 1 and set(verdict.told.values()) <= {"unsent"}, (verdict, verdict.others)
+
+
+def test_an_answer_that_the_provider_does_not_take_is_told_of(cluster, webhook):
+    webhook.fault(refuse={"status": 503, "methods": ["sendMessage"]})
+    (chat,) = telegram.people(1, 71)
+    webhook.write(chat, f"{word()} {chat}")
+    wait_for("a dead letter", lambda: telegram.dead(cluster), 180)
+    webhook.fault(refuse=None)
+    verdict = webhook.verdict()
+    assert not verdict.violations and verdict.told == {webhook.written[0][0]: "unsent"}, (verdict, verdict.others)
+    # Its turn stands in the conversation: the next answer is made with it.
+    before = webhook.written[0][2]
+    webhook.write(chat, f"{word()} {chat}")
     verdict = webhook.settled()
-    assert not verdict.violations and verdict.answered == 1, (verdict, verdict.others)
+    assert verdict.answered == 1 and before in webhook.replies()[-1].text, (verdict, webhook.replies())
 
 
 def test_a_burst_of_500(cluster, webhook):

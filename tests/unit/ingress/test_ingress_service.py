@@ -258,6 +258,11 @@ def test_a_replica_dies_between_the_commit_and_its_answer(redis, replicas, ingre
     redis.set(claim_key(42, 1), COMMITTED)
     until(lambda: running.metric("dead_total", reason="unsent") == 1)
     assert len(one.received + two.received) == 1, "nobody runs it again"
+    (letter,) = json.loads(running.command("list", "--dead", "--json")[1])
+    code, _out, error = running.command("replay", letter["id"])
+    assert code == 2 and letter["id"] in error and "nobody runs it again" in error
+    assert running.command("replay", "--all")[0] == 0 and stored(redis) == 1
+    assert running.command("drop", letter["id"])[0] == 0
 
 
 def test_an_agent_that_is_away_for_a_moment_is_no_death_of_its_replica(redis, replicas, ingress):

@@ -13,7 +13,7 @@ import json
 import logging
 import sys
 
-from . import config
+from . import config, decision
 
 
 def main(arguments=None):
@@ -53,7 +53,7 @@ def _parser():
     shown.add_argument("--body", action="store_true", help="with its headers and body, which are somebody's words")
     replayed = command("replay", "put dead letters at the end of their conversations, as if they had come now")
     replayed.add_argument("ids", metavar="ID", type=_id, nargs="*")
-    replayed.add_argument("--all", action="store_true", help="all dead letters")
+    replayed.add_argument("--all", action="store_true", help="all dead letters but those whose turn is stored (unsent)")
     command("drop", "forget events, waiting or dead").add_argument("ids", metavar="ID", type=_id, nargs="+")
     command("status", "show what the journal holds")
     commands.add_parser("serve", help="be the service (for systemd)")
@@ -118,7 +118,10 @@ async def _show(options, journal):
 async def _replay(options, journal):
     if bool(options.ids) == options.all:
         raise config.ConfigError("name the events to replay, or say --all.")
-    ids = [one.id async for one in journal.entries(dead=True)] if options.all else options.ids
+    reasons = {one.id: one.state.reason async for one in journal.entries(dead=True)}
+    if stored := [one for one in options.ids if reasons.get(one) == decision.UNSENT]:
+        raise config.ConfigError(f"{', '.join(stored)}: the turn is stored, so nobody runs it again; see whether the person has its answer, and drop the event.")
+    ids = options.ids or [one for one, reason in reasons.items() if reason != decision.UNSENT]
     return _changed(options, ids, await journal.replay(ids) if ids else [], "replayed")
 
 

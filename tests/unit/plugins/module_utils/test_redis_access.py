@@ -67,7 +67,7 @@ def test_who_reads_keys_reads_only_its_own():
     assert [name for name, rules in access.RULES["redis"].items() if "~" in rules] == ["admin", "app", "ingress", "owner", "datacenter"]
     assert [word for word in access.RULES["redis"]["owner"].split() if "~" in word] == ["~oc:owner:*", "~oc:events"]
     # What conversations hold is no business of the ingress: of claims it sees whether they are there.
-    assert [word for word in access.RULES["redis"]["ingress"].split() if "~" in word] == ["~oc:ingress:*", "~oc:events", "%R~oc:dedupe:*"]
+    assert [word for word in access.RULES["redis"]["ingress"].split() if "~" in word] == ["~oc:ingress:*", "~oc:events", "%R~oc:dedupe:*", "%R~oc:inbound:*"]
     assert access.RULES["redis"]["datacenter"].split()[0] == "~oc:datacenter"
     assert "~oc:*" in access.RULES["redis"]["app"].split()
 

@@ -61,9 +61,12 @@ export const createHooks = (current) => ({
   /** What a channel's user is to know of a crash: that an answer may be missing, not that something goes on which does not. */
   async message_sending(event, ctx) {
     const content = event.content ?? "";
-    // Two replicas must not answer one message, and of one that did not run its turn nobody needs to hear.
-    if (ctx?.sessionKey && (await (await current()).inbound.lost(ctx.sessionKey)))
-      return { cancel: true, cancelReason: "another replica has this message" };
+    if (ctx?.sessionKey) {
+      const { inbound } = await current();
+      // Two replicas must not answer one message, and of one that did not run its turn nobody needs to hear.
+      if (await inbound.lost(ctx.sessionKey)) return { cancel: true, cancelReason: "another replica has this message" };
+      inbound.sending(ctx.sessionKey);
+    }
     if (REPLAY_GOES_ON.test(content)) return { cancel: true, cancelReason: "the replay is blocked" };
     if (REPLAY_BLOCKED.test(content)) return { content: INTERRUPTED };
     return undefined;
@@ -71,7 +74,7 @@ export const createHooks = (current) => ({
 
   async message_sent(event, ctx) {
     const sessionKey = event.sessionKey ?? ctx?.sessionKey;
-    if (sessionKey) (await current()).inbound.sent(sessionKey, event.success);
+    if (sessionKey && event.success) (await current()).inbound.sent(sessionKey);
   },
 
   /** A provider whose circuit is open is passed over. */

@@ -25,7 +25,7 @@ export class Inbound {
   #store;
   #config;
   #metrics;
-  #entries = new Map(); // session key -> set of {claim, key, messageId, committed, lost, sent, failed}
+  #entries = new Map(); // session key -> set of {claim, key, messageId, committed, lost, tried, sent}
   #answers = new Recent(REMEMBERED);
   #unsubscribe = null;
 
@@ -77,7 +77,7 @@ export class Inbound {
       }
     }
     this.#answers.set(key, true);
-    const entry = { claim, key, messageId: String(messageId), committed: false, lost: false, sent: false, failed: false };
+    const entry = { claim, key, messageId: String(messageId), committed: false, lost: false, tried: false, sent: false };
     if (!this.#entries.has(sessionKey)) this.#entries.set(sessionKey, new Set());
     this.#entries.get(sessionKey).add(entry);
     // A message of which nothing is heard any more is settled all the same.
@@ -97,12 +97,14 @@ export class Inbound {
     return lost;
   }
 
-  /** Something was sent to a session's chat, or the provider did not take it. */
-  sent(sessionKey, success) {
-    for (const entry of this.#of(sessionKey)) {
-      entry.sent ||= success;
-      entry.failed ||= !success;
-    }
+  /** Something is about to be sent to a session's chat. */
+  sending(sessionKey) {
+    for (const entry of this.#of(sessionKey)) entry.tried = true;
+  }
+
+  /** The provider has taken it. Of what it did not take the gateway says nothing. */
+  sent(sessionKey) {
+    for (const entry of this.#of(sessionKey)) entry.sent = true;
   }
 
   /** A session's turn has succeeded, or is stored: it is not run again. */
@@ -125,7 +127,7 @@ export class Inbound {
     for (const entry of this.#of(sessionKey).filter((one) => one.messageId === String(messageId))) {
       // What failed and told its user so is not tried again behind their back.
       const told = outcome === "error" ? entry.sent : !NOT_RUN.has(reason);
-      const unsent = entry.committed && entry.failed && !entry.sent;
+      const unsent = entry.committed && entry.tried && !entry.sent;
       await this.#settle(sessionKey, entry, entry.committed || told, unsent ? "unsent" : "done");
     }
   }

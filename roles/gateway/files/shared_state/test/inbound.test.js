@@ -79,8 +79,9 @@ test("only the message that is processed is settled", async () => {
 });
 
 test("what failed without a word is given back; what its user was told of is not", async () => {
-  const { message_sent: messageSent } = createHooks(async () => a);
+  const { message_sending: sending, message_sent: messageSent } = createHooks(async () => a);
   await begin(a);
+  await sending({ content: "Something went wrong" }, { sessionKey: SESSION });
   await messageSent({ success: false }, { sessionKey: SESSION });
   await a.inbound.givenUp(SESSION);
   await say({ outcome: "error" });
@@ -95,17 +96,20 @@ test("what failed without a word is given back; what its user was told of is not
 });
 
 test("an answer that the provider did not take is told of, unless a later try went well", async () => {
-  const { message_sent: messageSent } = createHooks(async () => a);
+  const { message_sending: sending, message_sent: messageSent } = createHooks(async () => a);
   await begin(a);
   await a.inbound.committed(SESSION);
-  await messageSent({ success: false }, { sessionKey: SESSION });
+  await sending({ content: "hi" }, { sessionKey: SESSION });
   await say({ outcome: "completed" });
   assert.equal(state(), "unsent");
   assert.deepEqual(await begin(b), { handled: true }, "its turn is not run again");
   redis.claims.clear();
   await begin(a);
   await a.inbound.committed(SESSION);
-  for (const success of [false, true]) await messageSent({ success }, { sessionKey: SESSION });
+  for (const success of [false, true]) {
+    await sending({ content: "hi" }, { sessionKey: SESSION });
+    await messageSent({ success }, { sessionKey: SESSION });
+  }
   await say({ outcome: "completed" });
   assert.equal(state(), "done");
 });
