@@ -1,15 +1,19 @@
 """What one replica may have at a time: never two at once, and soon another one, whatever happens to the owner."""
 
 import contextlib
+import itertools
+import threading
 import time
 import uuid
 
 import pytest
 
 from lab.demo import playbook
+from lab.image import OPENCLAW_VERSIONS
 from lab.shell import wait_for
 from tests.channels import telegram
 from tests.history.faults import execute, main_pid, started
+from tests.redis.playbook import run as play
 
 ACCOUNT = "telegram/polling"
 #: Seconds after a kill within which another replica must ask for updates: less than a lease lasts. How long it really takes is printed.
@@ -163,6 +167,42 @@ def test_an_owner_drained_hands_over_first(cluster, polling):
         assert owner_of(cluster)[0]["id"] != owner["id"]
     finally:
         playbook(cluster.lab, "drain", "--extra-vars", f"drain={owner['id']} drain_state=ready")
+
+
+@contextlib.contextmanager
+def people_write(bot, chats, seconds=3.0):
+    """Somebody writes every few seconds, each in turn; yields nothing."""
+    ended = threading.Event()
+
+    def write():
+        for number in itertools.count():
+            bot.write(chats[number % len(chats)], f"u-{uuid.uuid4().hex[:8]} {number}")
+            if ended.wait(seconds):
+                return
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_all_replicas_upgraded_and_back(cluster, polling):
+    """Each of them hands over before it is stopped: everything that people write meanwhile is answered."""
+    for version in (OPENCLAW_VERSIONS[1], OPENCLAW_VERSIONS[0]):
+        polling.reset()
+        with people_write(polling, telegram.people(20, 20)):
+            played = play(cluster.name, "rolling_upgrade", variables={"gateway_version": version, "gateway_rollout_soak": "5"}, check=False, seconds=1500)
+        assert played.code == 0, played.output[-3000:]
+        verdict = settled_with(cluster, polling)
+        polls = polling.get("polls")
+        gap = max(after["monotonic"] - before["monotonic"] - (before["seconds"] or 0) for before, after in itertools.pairwise(polls))
+        owners = {one["peer"].rpartition(":")[0] for one in polls}
+        print(f"upgraded to {version}: {verdict}, by {len(owners)} owners; nobody asked for updates for at most {gap:.1f} s")
+        assert not verdict.violations and verdict.answered == len(polling.written) and len(owners) > 1, verdict
+        assert polling.state()["conflicts"] == 0, "two replicas asked for updates at once"
 
 
 def test_the_program_that_elects_killed_and_frozen(cluster, polling):
