@@ -82,6 +82,8 @@ export class Claim {
     const present = await this.#store
       .claim(this.#key, this.#owner, LEASE_MS, this.#fingerprint, { once: true })
       .catch(() => null);
+    // What is somebody else's is not taken back behind their back.
+    if (present !== null) this.abandon();
     return present !== null;
   }
 
