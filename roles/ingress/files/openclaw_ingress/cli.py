@@ -120,7 +120,7 @@ async def _replay(options, journal):
         raise config.ConfigError("name the events to replay, or say --all.")
     reasons = {one.id: one.state.reason async for one in journal.entries(dead=True)}
     if stored := [one for one in options.ids if reasons.get(one) == decision.UNSENT]:
-        raise config.ConfigError(f"{', '.join(stored)}: the turn is stored, so nobody runs it again; see whether the person has its answer, and drop the event.")
+        raise config.ConfigError(f"{', '.join(stored)}: the turn is stored, so nobody runs it again; see whether the person has the answer, and drop it.")
     ids = options.ids or [one for one, reason in reasons.items() if reason != decision.UNSENT]
     return _changed(options, ids, await journal.replay(ids) if ids else [], "replayed")
 

@@ -100,7 +100,8 @@ end
 local conv, bytes = ARGV[1], #ARGV[5] + #ARGV[6]
 local count, total = size()
 if count + 1 > tonumber(ARGV[8]) or total + bytes > tonumber(ARGV[9]) then return {'full', '', 0} end
-id = redis.call('XADD', p .. 'journal', '*', 'conversation', conv, 'group', ARGV[3], 'claim', ARGV[4], 'arrival', ARGV[13], 'bytes', bytes, 'meta', ARGV[5], 'body', ARGV[6])
+id = redis.call('XADD', p .. 'journal', '*', 'conversation', conv, 'group', ARGV[3], 'claim', ARGV[4], 'arrival', ARGV[13], 'bytes', bytes,
+  'meta', ARGV[5], 'body', ARGV[6])
 redis.call('SET', seen, id, 'PX', ARGV[7])
 redis.call('ZADD', p .. 'live', text(now), id)
 total = redis.call('HINCRBY', p .. 'size', 'bytes', bytes)
