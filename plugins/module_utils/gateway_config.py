@@ -167,6 +167,7 @@ _RULES = (
     ("plugins.entries.imap.enabled", _is_on, f"reading the mailbox: {_EACH}"),
     ("hooks.gmail", _anything, f"watching the mailbox: {_EACH}"),
     ("transcripts.autoStart", _anything, f"recording meetings: {_EACH}"),
+    ("diagnostics.enabled", _not(True), "it says when a gateway is through with a channel's message"),
     (
         "session.dmScope",
         _not("per-channel-peer", "per-account-channel-peer"),

@@ -47,7 +47,7 @@ export default {
       start: async (ctx) => {
         serveSqliteWaits();
         await replaceRuntime(create);
-        (await current()).inbound.start(await import("openclaw/plugin-sdk/diagnostic-runtime"));
+        (await current()).inbound.start(await import("openclaw/plugin-sdk/diagnostic-runtime").catch(() => null));
         // Not waited for: the scheduler may be loading still.
         if (ctx?.getCron) void (await current()).cron.start(() => ctx.getCron());
       },

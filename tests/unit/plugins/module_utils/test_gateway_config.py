@@ -421,6 +421,7 @@ WRONG = [
     ("plugins.entries.imap.enabled", True),
     ("hooks.gmail", {"account": "a"}),
     ("session.dmScope", "main"),
+    ("diagnostics.enabled", False),
 ]
 HARMLESS = [
     ("agents.defaults.heartbeat.every", "0m"),
@@ -432,6 +433,7 @@ HARMLESS = [
     ("logging.level", "info"),
     ("gateway.http.endpoints.responses.enabled", True),
     ("cron", None),
+    ("diagnostics.enabled", True),
 ]
 
 

@@ -36,12 +36,12 @@ export class Inbound {
   }
 
   /**
-   * From now on the gateway says when it is through with a message. Without that (its diagnostics are off) a commit is the end.
-   * @param {{onInternalDiagnosticEvent: Function, areDiagnosticsEnabledForProcess: () => boolean}} diagnostics
+   * From now on the gateway says when it is through with a message. Without that a commit is the end.
+   * @param {{onInternalDiagnosticEvent: Function, areDiagnosticsEnabledForProcess: () => boolean}|null} diagnostics of the gateway; null: it has none
    */
-  start({ onInternalDiagnosticEvent, areDiagnosticsEnabledForProcess }) {
-    if (!areDiagnosticsEnabledForProcess()) return;
-    this.#unsubscribe = onInternalDiagnosticEvent((event) => void this.processed(event), { include: ["message.processed"] });
+  start(diagnostics) {
+    if (!diagnostics?.areDiagnosticsEnabledForProcess()) return;
+    this.#unsubscribe = diagnostics.onInternalDiagnosticEvent((event) => void this.processed(event), { include: ["message.processed"] });
   }
 
   stop() {
