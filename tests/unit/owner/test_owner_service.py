@@ -164,6 +164,36 @@ def test_off_says_what_it_cannot_write(cluster):
     assert code == 1 and "cron.json cannot be written" in err and gateway.file() == {}
 
 
+def test_one_that_is_killed_and_back_leaves_on_what_is_on(redis, cluster, monkeypatch):
+    one = cluster(1, lease_seconds=9, stop_seconds=3, proof_seconds=2, fence_seconds=0.5)
+    (gateway,), (daemon,) = one.gateways, one.daemons
+    until(gateway.on)
+    monkeypatch.setenv("SERVICE_RESULT", "watchdog")
+    content = gateway.file()
+    daemon.signal(signal.SIGKILL)
+    daemon.process.wait(30)
+    assert daemon.command("off") == (0, "", "") and gateway.file() == content != {}
+    daemon.start().ready()
+    until(lambda: daemon.singleton()["state"] == "owned")
+    assert gateway.file() == content and token(redis) == 1, "the same lease"
+    # One whose next lives come to nothing: what is on is off before its lease ends.
+    daemon.signal(signal.SIGKILL)
+    daemon.process.wait(30)
+    until(lambda: daemon.command("off") == (0, "", "") and gateway.file() == {})
+    assert redis.exists("oc:owner:telegram/poll")
+
+
+@pytest.mark.parametrize("result", ["success", "exit-code", "timeout"])
+def test_one_that_is_not_back_leaves_nothing_on(cluster, monkeypatch, result):
+    one = cluster(1)
+    (gateway,), (daemon,) = one.gateways, one.daemons
+    until(gateway.on)
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    daemon.signal(signal.SIGKILL)
+    daemon.process.wait(30)
+    assert daemon.command("off") == (0, "", "") and gateway.file() == {}
+
+
 def test_a_gateway_that_has_missed_a_change_is_told_once_more(redis, cluster):
     one = cluster(1, started=False)
     (gateway,), (daemon,) = one.gateways, one.daemons

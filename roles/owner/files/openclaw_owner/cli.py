@@ -10,9 +10,10 @@ import datetime
 import http.client
 import json
 import logging
+import os
 import sys
 
-from . import config, files
+from . import config, files, units
 
 #: Seconds that the daemon may take to answer: it does from memory.
 DEADLINE = 10
@@ -55,11 +56,18 @@ def _ask(settings, method, path, body=None):
         connection.close()
 
 
+#: What systemd calls the end of a service that it starts again as it was. It goes on with the leases of its former life.
+_AGAIN = ("signal", "core-dump", "watchdog", "oom-kill")
+
+
 def _check(_options, _settings):
     return 0
 
 
 def _off(_options, settings):
+    # OpenClaw breaks off what it is sending when an account is turned off: not for a service that is back in half a second.
+    if os.environ.get("SERVICE_RESULT") in _AGAIN and files.held(settings, units.now()):
+        return 0
     failed = files.off(settings)
     for path, why in failed:
         print(f"openclaw-owner: {path} cannot be written: {why}", file=sys.stderr)

@@ -80,6 +80,20 @@ def write(path, content, still=lambda: True):
     return True
 
 
+def held(settings, now):
+    """Are all leases that the service has noted owned, and long enough for its next life to renew them?
+
+    :param now: seconds of the clock of the notes (CLOCK_BOOTTIME)
+    """
+    try:
+        noted = [one["state"] for one in read(settings["state_file"])[1].values()]
+        left = [state["valid"] - now for state in noted if state["phase"] == "owned"]
+    except (KeyError, TypeError):
+        return False
+    # A life that comes to nothing, and the next one, do not renew: then what is on is turned off as early as without Redis.
+    return bool(noted) and len(left) == len(noted) and all(settings["stop_seconds"] + 1 < one <= settings["lease_seconds"] for one in left)
+
+
 def off(settings):
     """Turn everything off in all files of the configuration; what is off is left alone.
 
