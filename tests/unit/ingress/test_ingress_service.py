@@ -156,7 +156,7 @@ def test_a_replica_has_no_more_than_it_may_have(redis, replicas, ingress):
     until(lambda: looks(redis) > before + 20)
     assert len(both[0].received + both[1].received) == 4 and stored(redis) == 10
     both[0].finish(next(iter(both[0].running)))
-    until(lambda: len(both[0].received) == 3)
+    until(lambda: len(both[0].running) == 3)
     for one in both:
         one.mode = "commit"
         for number in list(one.running):
