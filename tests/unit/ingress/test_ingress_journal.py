@@ -89,6 +89,25 @@ def test_a_replica_gets_no_more_than_it_may_have(journal, redis):
     journal(work)
 
 
+def test_many_at_once_share_a_bounded_number_of_connections(redis, redis_primary):
+    """After an outage all that wait would make one each, and so be the next outage."""
+    configured = {"redis": {"address": f"127.0.0.1:{redis_primary.port}"}, "redis_timeout": 5, "wait_timeout": 5}
+
+    async def work():
+        primary = Primary(configured)
+        # Nobody confirms, so each of them has its connection for a while.
+        waiting = [asyncio.ensure_future(primary.run(lambda client: client.execute_command("WAIT", 1, 100))) for _number in range(100)]
+        most = 0
+        while not all(one.done() for one in waiting):
+            most = max(most, redis.info("clients")["connected_clients"])
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*waiting)
+        await primary.close()
+        return most
+
+    assert 2 < asyncio.run(work()) <= 33, "32, and the one that counts"
+
+
 def test_names_with_any_characters_are_kept_apart(journal, redis):
     async def work(a, _b):
         for event, conversation in (("1", "a/b"), ("1/2", "a"), ("ä\n", "a:b"), ("%", "")):

@@ -241,7 +241,7 @@ export class TurnEngine {
     }
     this.#endSession(runtime);
     runtime.metrics.add("turns_given_up");
-    await runtime.inbound.givenUp(sessionKey);
+    void runtime.inbound.givenUp(sessionKey);
     await closeGivenUpTurn(sessionKey, sessionId).catch((error) =>
       runtime.log.warn(`A given-up turn of ${sessionKey} stays in the local transcript: ${error.message}`),
     );

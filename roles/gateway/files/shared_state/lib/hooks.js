@@ -95,7 +95,8 @@ export const createHooks = (current) => ({
     if (success && engine) engine.ended = event.messages;
     await runtime.breaker.attemptEnded(event, ctx?.modelProviderId);
     // A failed attempt may be followed by another provider's: only the turn's end gives its claims back.
-    if (success && ctx?.sessionKey) await runtime.inbound.committed(ctx.sessionKey);
+    // Not waited for: while Redis is away it is tried for a minute, and the answer must not wait for that.
+    if (success && ctx?.sessionKey) void runtime.inbound.committed(ctx.sessionKey);
   },
 
   async before_reset(_event, ctx) {

@@ -44,9 +44,12 @@ export class Inbound {
     this.#unsubscribe = diagnostics.onInternalDiagnosticEvent((event) => void this.processed(event), { include: ["message.processed"] });
   }
 
+  /** Nothing is heard any more: of what is committed, that was the end. */
   stop() {
     this.#unsubscribe?.();
     this.#unsubscribe = null;
+    for (const [sessionKey, entries] of this.#entries)
+      for (const entry of [...entries]) if (entry.committed) void this.#settle(sessionKey, entry, true);
   }
 
   /** A message is about to be dispatched. @returns {Promise<{handled: true}|undefined>} handled: it is, or was, somebody else's */

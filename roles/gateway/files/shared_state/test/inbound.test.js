@@ -3,7 +3,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import assert from "node:assert/strict";
-import { beforeEach, test } from "node:test";
+import { beforeEach, mock, test } from "node:test";
+import { Claim } from "../lib/claim.js";
 import { createHooks } from "../lib/hooks.js";
 import { FakeRedis, replica } from "./support/rig.js";
 
@@ -196,4 +197,40 @@ test("while Redis is away a message is nobody else's", async () => {
   await begin(a);
   redis.away = true;
   assert.equal(await a.inbound.lost(SESSION), false);
+});
+
+test("while Redis is away neither a turn's end nor its giving up waits for a claim", async () => {
+  const hooks = createHooks(async () => ({ ...a, inbound: a.inbound, metrics: a.metrics, breaker: { attemptEnded: async () => {} } }));
+  await begin(a);
+  redis.away = true;
+  const ended = hooks.agent_end({ success: true, messages: [] }, { sessionKey: SESSION }).then(() => "ended");
+  assert.equal(await now(ended), "ended");
+  redis.away = false;
+});
+
+test("a gateway that stops listening leaves nobody waiting for what is committed", async () => {
+  await begin(a);
+  await begin(a, "8");
+  await a.inbound.committed(SESSION);
+  redis.claims.delete("telegram/default/42/8");
+  a.inbound.stop();
+  await new Promise(setImmediate);
+  assert.equal(state(), "done");
+});
+
+test("a claim that somebody else has got is not taken back when they give it up", async () => {
+  mock.timers.enable({ apis: ["setInterval"] });
+  try {
+    const [mine, theirs] = ["a", "b"].map((owner) => new Claim(redis.store(a.metrics), "k", owner));
+    await mine.take({ waitMs: 0, keepMs: 60000 });
+    redis.claims.delete("k");
+    await theirs.take({ waitMs: 0, keepMs: 60000 });
+    assert.equal(await mine.lost(), true);
+    await theirs.settle(null);
+    mock.timers.tick(20000);
+    await new Promise(setImmediate);
+    assert.equal(redis.claims.has("k"), false);
+  } finally {
+    mock.timers.reset();
+  }
 });
