@@ -69,7 +69,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
     def do_GET(self):
         known = self.headers.get("Authorization") == "Bearer s3cret-token"
-        raw = json.dumps({"pid": os.getpid(), "on": on} if known else {"error": "who are you?"}).encode()
+        if "leaving=telegram/poll" in self.path:
+            open(os.path.join(directory, "leaving"), "w").close()
+        if "keeping=telegram/poll" in self.path:
+            open(os.path.join(directory, "keeping"), "w").close()
+        busy = ["telegram/poll"] if os.path.exists(os.path.join(directory, "busy")) else []
+        raw = json.dumps({"pid": os.getpid(), "on": on, "busy": busy} if known else {"error": "who are you?"}).encode()
         self.send_response(200 if known else 401)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()

@@ -75,7 +75,7 @@ class Gateway:
         self.world, self.name, self.tells = world, name, tells
         self.file, self.written = {one: False for one in SINGLETONS}, dict.fromkeys(SINGLETONS, -100.0)
         self.changed = 0.0
-        self.drained, self.hung_until, self.heard, self.born_at = False, 0.0, 0.0, 0.0
+        self.drained, self.hung_until, self.heard, self.born_at, self.busy_until = False, 0.0, 0.0, 0.0, 0.0
         self.pid = 0
 
     def write(self, content):
@@ -157,7 +157,7 @@ class Host:
             self.frozen_since = None
         self.hear()
         self.tick()
-        if self.stopped_at is not None and (time - self.stopped_at >= LIMITS.stop or not self.busy and all(s.phase == FREE for s in self.states.values())):
+        if self.stopped_at is not None and (time - self.stopped_at >= LIMITS.finish + LIMITS.stop or not self.busy and all(s.phase == FREE for s in self.states.values())):
             self.die()
 
     def tick(self):
@@ -201,7 +201,8 @@ class Host:
         time = self.world.time
         owned = sum(s.phase != FREE and s.replica == name for s in self.states.values()) + sum(one == name for one in self.busy.values())
         main = Main(gateway.pid, gateway.started if gateway.pid else 0.0, time)
-        answer = Answer(gateway.pid, frozenset(gateway.on), time) if gateway.tells and gateway.pid and not gateway.hung else None
+        busy = frozenset(gateway.on) if time < gateway.busy_until else frozenset()
+        answer = Answer(gateway.pid, frozenset(gateway.on), time, busy) if gateway.tells and gateway.pid and not gateway.hung else None
         down = max(0.0, time - gateway.heard - 6) if gateway.status == "down" else 0.0
         return Replica(name, gateway.status, 0.0, gateway.heard, main, answer, gateway.tells, owned, down=down)
 
@@ -355,6 +356,9 @@ class World:
 
     def fault_hang(self, _host, gateway, seconds):
         gateway.hung_until = self.time + seconds
+
+    def fault_busy(self, _host, gateway, seconds):
+        gateway.busy_until = self.time + seconds
 
     def fault_drain(self, _host, gateway, seconds):
         gateway.drained = True

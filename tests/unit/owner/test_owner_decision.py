@@ -209,10 +209,54 @@ def test_a_degraded_replica_and_one_that_was_not_judged_yet_keep_it():
 
 
 def test_give():
-    state = decision.give(HELD, NOW, 60)
-    assert (state.phase, state.reason, state.not_before) == (GIVING_UP, "somebody asked for it", NOW + 60)
+    state, _action, _replica = decision.decide(NAME, decision.give(HELD, NOW, 60), seen(), NOW, LIMITS)
+    assert (state.phase, state.reason, state.not_before, state.asked_for) == (GIVING_UP, "somebody asked for it", NOW + 60, False)
     assert decision.released(state, NOW).not_before == NOW + 60
     assert decision.give(State(), NOW, 60) == State(not_before=NOW + 60)
+
+
+BUSY = changed(GOOD, answer=Answer(7, frozenset({NAME}), NOW + 0.3, frozenset({NAME})))
+
+
+@pytest.mark.parametrize(
+    ("what", "asked_for"),
+    [(seen(changed(BUSY, status="draining")), False), (seen(BUSY, stopping=True), False), (seen(BUSY), True)],
+)
+def test_where_nothing_is_wrong_its_gateway_stops_it_by_itself(what, asked_for):
+    held = changed(HELD, asked_for=asked_for, valid=NOW + 40)
+    state, action, _replica = decision.decide(NAME, held, what, NOW, LIMITS)
+    assert (state.phase, state.on, state.leaving, action) == (OWNED, True, NOW, None)
+    # It goes on being renewed meanwhile, and it is a bound.
+    state, action, _replica = decision.decide(NAME, state, what, NOW + 24.9, LIMITS)
+    assert (state.phase, state.leaving, action) == (OWNED, NOW, RENEW)
+    assert next_of(state, what, NOW + 25)[0] == GIVING_UP
+    # What it has to do for others does not matter.
+    (replica,) = what.replicas.values()
+    others = changed(replica, answer=changed(replica.answer, busy=frozenset({"telegram/other"})))
+    assert next_of(state, changed(what, replicas={"r1": others}), NOW + 1)[0] == GIVING_UP
+
+
+def test_what_it_said_before_it_was_told_is_no_answer_and_one_that_does_not_tell_is_not_waited_for():
+    early = changed(GOOD, status="draining", answer=changed(GOOD.answer, at=NOW - 0.1))
+    assert next_of(HELD, seen(early))[0] == OWNED
+    assert next_of(HELD, seen(changed(early, answer=None)))[0] == OWNED
+    assert next_of(HELD, seen(changed(early, tells=False)))[0] == GIVING_UP
+
+
+def test_one_that_its_gateway_has_stopped_as_it_was_asked_to_is_nobodys_fault():
+    stopped = changed(GOOD, status="draining", answer=Answer(7, frozenset(), NOW))
+    state, _action, _replica = decision.decide(NAME, changed(HELD, begun=NOW - 600), seen(stopped), NOW, LIMITS)
+    assert (state.phase, state.reason, state.fault) == (GIVING_UP, "its replica is draining", False)
+
+
+def test_it_does_not_leave_when_its_replica_is_not_drained_any_more_nor_wait_while_its_lease_ends():
+    drained = seen(changed(BUSY, status="draining"))
+    state, _action, _replica = decision.decide(NAME, HELD, drained, NOW, LIMITS)
+    back, _action, _replica = decision.decide(NAME, state, seen(BUSY), NOW + 1, LIMITS)
+    assert (back.phase, back.leaving, back.begun) == (OWNED, None, NOW + 1)
+    assert next_of(changed(state, valid=NOW + 8.9), drained, NOW + 1)[0] == GIVING_UP
+    assert next_of(state, seen(changed(BUSY, status="down", down=30.0)), NOW + 1)[0] == GIVING_UP
+    assert decision.resumed(state).leaving is None
 
 
 # --- proof

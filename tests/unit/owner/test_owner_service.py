@@ -72,6 +72,44 @@ def test_a_replica_that_is_drained_hands_it_over_first(redis, cluster, proof):
     assert [one.metric("changes_total") for one in pair.daemons] == changes and token(redis) == 2
 
 
+def test_a_drained_one_stops_it_by_itself_before_it_is_turned_off(redis, cluster):
+    pair = cluster(2, finish_seconds=60)
+    gateway, daemon = pair.owner()
+    (gateway.directory / "busy").touch()
+    until((gateway.directory / "keeping").exists)
+    assert not (gateway.directory / "leaving").exists()
+    gateway.said = "draining"
+    until((gateway.directory / "leaving").exists)
+    renewed = redis.hget(LEASE, "expires")
+    until(lambda: int(redis.hget(LEASE, "expires")) > int(renewed) + 500)
+    assert pair.owners() == [gateway] and daemon.singleton()["state"] == "owned" and token(redis) == 1
+    (gateway.directory / "busy").unlink()
+    pair.owner(gateway)
+    assert token(redis) == 2 and not lines(daemon, "killed")
+
+
+def test_a_playbook_waits_until_a_drained_replica_has_nothing(cluster):
+    pair = cluster(2, finish_seconds=60)
+    gateway, daemon = pair.owner()
+    other = next(one for one in pair.daemons if one is not daemon)
+    assert other.command("wait", gateway.name) == (2, "", f"openclaw-owner: {gateway.name} is no replica of this host.\n")
+    assert other.command("wait", other.gateways[0].name) == (0, "", "")
+    said = (1, "", f"openclaw-owner: after 0.1 s {gateway.name} still has telegram/poll.\n")
+    assert daemon.command("wait", gateway.name, "--seconds", "0.1") == said
+    gateway.said = "draining"
+    assert daemon.command("wait", gateway.name, "--seconds", "30") == (0, "", "")
+    assert gateway.on() == [] and gateway.file() == {}
+
+
+def test_one_that_never_stops_it_is_not_waited_for_for_ever(redis, cluster):
+    pair = cluster(2, finish_seconds=0.5)
+    gateway, _daemon = pair.owner()
+    (gateway.directory / "busy").touch()
+    gateway.said = "draining"
+    pair.owner(gateway)
+    assert token(redis) == 2
+
+
 def test_a_degraded_replica_keeps_it(redis, cluster):
     pair = cluster(2)
     gateway, daemon = pair.owner()

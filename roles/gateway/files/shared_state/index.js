@@ -76,7 +76,10 @@ export default {
       auth: "gateway",
       // The token's full rights, for channels.status.
       gatewayRuntimeScopeSurface: "trusted-operator",
-      handler: (req, res) => handleOwned({ channels: () => api.runtime.config.current().channels, dispatch }, req, res),
+      handler: async (req, res) => {
+        const { handover } = await current();
+        return handleOwned({ channels: () => api.runtime.config.current().channels, dispatch, handover }, req, res);
+      },
     });
     api.registerHttpRoute({
       path: "/api/v1/health",

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import time
 
 from . import config, files, units
 
@@ -41,6 +42,9 @@ def _parser():
     commands.add_parser("status", help="show who has what, as this host's daemon sees it").add_argument("--json", action="store_true", help="print JSON")
     commands.add_parser("off", help="turn everything off in this host's replicas (for systemd, when the service has ended)")
     commands.add_parser("check", help="check the configuration file")
+    wait = commands.add_parser("wait", help="wait until a drained replica of this host has handed over all that it has")
+    wait.add_argument("replica", metavar="REPLICA")
+    wait.add_argument("--seconds", type=float, default=60.0, help="for at most so long (default: %(default)g)")
     commands.add_parser("give", help="let another host have a singleton").add_argument("id", metavar="ID")
     return parser
 
@@ -101,6 +105,19 @@ def _give(options, settings):
     return 0
 
 
+def _wait(options, settings):
+    if options.replica not in {one["id"] for one in settings["replicas"]}:
+        print(f"openclaw-owner: {options.replica} is no replica of this host.", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + options.seconds
+    while has := [name for name, one in _ask(settings, "GET", "/health")[1]["singletons"].items() if one["replica"] == options.replica]:
+        if time.monotonic() >= deadline:
+            print(f"openclaw-owner: after {options.seconds:g} s {options.replica} still has {', '.join(sorted(has))}.", file=sys.stderr)
+            return 1
+        time.sleep(0.25)  # between two looks
+    return 0
+
+
 def _serve(_options, settings):
     import asyncio  # here and below: the other commands do without
 
@@ -116,4 +133,4 @@ def _serve(_options, settings):
     return 0
 
 
-_COMMANDS = {"serve": _serve, "status": _status, "off": _off, "check": _check, "give": _give}
+_COMMANDS = {"serve": _serve, "status": _status, "off": _off, "check": _check, "give": _give, "wait": _wait}

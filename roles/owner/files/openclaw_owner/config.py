@@ -21,7 +21,8 @@
      ...}                                   # NUMBERS, each of them optional; all but give_seconds and look_seconds the same on all hosts
 
 ``content`` is what stands in the file of its section while a replica has the singleton; ``linger_seconds`` is how long after the end of a lease that was
-not given back nobody may take it. ``proof_url`` (optional, or null) answers ``{"pid": 123, "on": ["telegram/poll"]}``: what is on in the gateway's process.
+not given back nobody may take it. ``proof_url`` (optional, or null) answers ``{"pid": 123, "on": ["telegram/poll"], "busy": []}``: what is on in the gateway's process, and what it has not
+stopped yet of ``?leaving=telegram/poll``, which it is asked to stop between two messages; ``?keeping=telegram/poll`` takes that back.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ NUMBERS = {
     # What is left of a lease that cannot be renewed when its singleton is given up; how long it may then take to be proven off before the gateway is
     # killed; and what is left of the lease when it is killed in any case, against clocks of two Redis servers that differ.
     "stop_seconds": (8.0, 0.1, 300),
+    # How long a gateway may take to stop by itself what is turned off without need, between two messages.
+    "finish_seconds": (25.0, 0, 60),
     "proof_seconds": (4.0, 0.05, 60),
     "fence_seconds": (2.0, 0.01, 60),
     # How long after its file was changed a gateway that says something else is told once more; and how long it may say that something is off that

@@ -8,6 +8,8 @@
     free --acquire--> owned --> giving_up --off is proven--> releasing --> free
     resuming --renew--> owned, or --> giving_up           (a lease of the daemon's former life)
 
+Owned by a replica that is drained, or when somebody asks for it, its gateway first stops it by itself, between two messages (``leaving``).
+
 What keeps two replicas from having a singleton: it is turned on only under a lease that is confirmed, that ends on this host's clock before it ends on
 Redis's, and it is proven off, or its process killed, before that end. Times are seconds of a clock that goes on while the host is suspended.
 """
@@ -38,6 +40,7 @@ class Limits:
     lease: float = 20.0
     renew: float = 2.0
     stop: float = 8.0
+    finish: float = 25.0
     proof: float = 4.0
     dead: float = 3.0
     down: float = 30.0
@@ -62,11 +65,12 @@ class Main:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a gateway's process says of itself. on: the singletons that are on in it; at: when it was asked."""
+    """What a gateway's process says of itself. on: the singletons that are on in it; busy: those that it has not stopped yet; at: when it was asked."""
 
     pid: int
     on: frozenset
     at: float
+    busy: frozenset = frozenset()
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,8 @@ class State:
     token: of the lease, 0 when there is none to give back; valid: its end; on: the file is to have it; written: since when the file is without it, None
     while that is not certain; begun: of the phase; since: seconds since 1970; reason: of the phase; asked: latest request to Redis; fenced: latest kill;
     said_on: pid of the process that said that it is on; process: (pid, started) that it was turned on in; clean: it is known to be off; takeable: since
-    when it may be taken; not_before: it is not taken before then; fault: its replica died of something while it had it
+    when it may be taken; not_before: it is not taken before then; fault: its replica died of something while it had it; asked_for: somebody wants another
+    host to have it; leaving: since when its gateway is asked to stop it by itself, None while it is to stay
     """
 
     phase: str = FREE
@@ -148,6 +153,8 @@ class State:
     takeable: float | None = None
     not_before: float = NEVER
     fault: bool = False
+    asked_for: bool = False
+    leaving: float | None = None
 
     @property
     def held(self):
@@ -160,7 +167,8 @@ def decide(name, state, seen, now, limits):
     if state.held:
         state = _noted(name, state, seen)
     if state.phase in (RESUMING, OWNED):
-        if reason := _why_not(name, state, seen, now, limits):
+        state, reason = _leaving(name, state, seen, now, limits)
+        if reason := _why_not(name, state, seen, now, limits) or reason:
             state = dataclasses.replace(give_up(state, reason, now), fault=reason in (_DEAD, _REFUSES))
         elif not seen.busy and now - state.asked >= (limits.renew if state.phase == OWNED else min(limits.renew, limits.retry)):
             return dataclasses.replace(state, asked=now), RENEW, state.replica
@@ -215,13 +223,12 @@ def released(state, now):
 
 def give_up(state, reason, now):
     """Begin to turn it off."""
-    return dataclasses.replace(state, phase=GIVING_UP, reason=reason, begun=now, on=False, written=None, fenced=NEVER)
+    return dataclasses.replace(state, phase=GIVING_UP, reason=reason, begun=now, on=False, written=None, fenced=NEVER, asked_for=False)
 
 
 def give(state, now, seconds):
     """Somebody wants another host to have it."""
-    state = dataclasses.replace(state, not_before=now + seconds)
-    return give_up(state, "somebody asked for it", now) if state.phase in (RESUMING, OWNED) else state
+    return dataclasses.replace(state, not_before=now + seconds, asked_for=state.phase in (RESUMING, OWNED))
 
 
 def wrote(state, since):
@@ -231,7 +238,7 @@ def wrote(state, since):
 
 def resumed(state):
     """What a daemon's former life has left: its lease must be renewed before anything is turned on by it."""
-    return dataclasses.replace(state, phase=RESUMING, asked=NEVER) if state.phase == OWNED else dataclasses.replace(state, written=None)
+    return dataclasses.replace(state, phase=RESUMING, asked=NEVER, leaving=None) if state.phase == OWNED else dataclasses.replace(state, written=None)
 
 
 # --- phases
@@ -320,14 +327,38 @@ def _noted(name, state, seen):
     return state
 
 
-def _why_not(name, state, seen, now, limits):
-    """Why it must be given up, "" when nothing says so."""
+def _leaving(name, state, seen, now, limits):
+    """(next :class:`State`, why it is given up now): where nothing has gone wrong, its gateway first stops it by itself, within a bound."""
+    reason = _why_leave(state, seen)
+    if not reason:
+        # Stopped by its gateway meanwhile, it takes its time to be on again.
+        return state if state.leaving is None else dataclasses.replace(state, leaving=None, begun=now), ""
+    state = dataclasses.replace(state, leaving=now if state.leaving is None else state.leaving)
+    replica = seen.replicas.get(state.replica)
+    answer = replica and replica.answer
+    # Asked before, it had not been told.
+    idle = not (replica and replica.tells) or (answer and answer.at >= state.leaving and name not in answer.busy)
+    return state, reason if idle or now - state.leaving >= limits.finish else ""
+
+
+def _why_leave(state, seen):
+    """Why another replica, or nobody, is to have it, "" when nothing says so."""
     replica = seen.replicas.get(state.replica)
     if seen.stopping:
         return "the daemon stops"
+    if state.asked_for:
+        return "somebody asked for it"
+    return "its replica is draining" if replica and replica.status == "draining" else ""
+
+
+def _why_not(name, state, seen, now, limits):
+    """Why it must be given up at once, "" when nothing says so."""
+    replica = seen.replicas.get(state.replica)
     if not replica or not replica.configured or not seen.configured:
         return "it is not configured any more"
-    if state.phase == OWNED and replica.tells and replica.answer and name not in replica.answer.on and replica.answer.at >= state.begun + limits.refuse:
+    # One that is to leave has been stopped by its gateway, as it was asked to.
+    answer = replica.answer if state.phase == OWNED and state.leaving is None and replica.tells else None
+    if answer and name not in answer.on and answer.at >= state.begun + limits.refuse:
         return _REFUSES
     if replica.silent > limits.grace:
         return f"the agent of its replica has been silent for {replica.silent:.1f} s"
@@ -335,7 +366,7 @@ def _why_not(name, state, seen, now, limits):
         # Loading a channel alone can keep a gateway from answering for longer than its agent waits: that is no reason to load it in the next one.
         if _gone(state, replica) or replica.down >= limits.down:
             return _DEAD
-    elif replica.status and not eligible(replica.status):
+    elif replica.status and replica.status != "draining" and not eligible(replica.status):
         return f"its replica is {replica.status}"
     if state.valid - now < limits.stop:
         return f"its lease is not renewed, and ends in {max(0.0, state.valid - now):.1f} s"

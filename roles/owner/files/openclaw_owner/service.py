@@ -14,6 +14,7 @@ import signal
 import time
 
 import aiohttp
+import yarl
 from aiohttp import web
 from openclaw_ingress.config import secret
 from openclaw_ingress.primary import Primary, RedisAway
@@ -56,7 +57,7 @@ class Service:
         self.metrics = Metrics()
         #: What a gateway asks of those who want to know what is on in it.
         self._token = {"Authorization": f"Bearer {secret(settings['proof_token_file']).decode()}"} if "proof_token_file" in settings else {}
-        names = ("lease", "renew", "stop", "proof", "dead", "down", "refuse", "stopping", "fence", "settle", "retry", "step")
+        names = ("lease", "renew", "stop", "finish", "proof", "dead", "down", "refuse", "stopping", "fence", "settle", "retry", "step")
         self.limits = Limits(grace=settings["verdict_grace"], **{one: settings[f"{one}_seconds"] for one in names})
         self._primary = Primary(settings)
         self._leases = Leases(settings, self._primary)
@@ -347,16 +348,21 @@ class Service:
 
     async def _look_at_answer(self, watched):
         at = clock()
+        ours = {name: one for name, one in self.states.items() if one.held and one.replica == watched.replica["id"]}
+        leaving = [name for name, one in ours.items() if one.phase == GIVING_UP or one.leaving is not None]
+        keeping = [name for name, one in ours.items() if one.phase == OWNED and name not in leaving]
+        wanted = {key: ",".join(names) for key, names in (("leaving", leaving), ("keeping", keeping)) if names}
+        url = yarl.URL(watched.replica["proof_url"]).update_query(wanted)
         try:
-            found = await self._get(watched.replica["proof_url"], self.limits.proof / 2, self._token)
-            watched.answer = Answer(int(found["pid"]), frozenset(map(str, found["on"])), at)
+            found = await self._get(url, self.limits.proof / 2, self._token)
+            watched.answer = Answer(int(found["pid"]), frozenset(map(str, found["on"])), at, frozenset(map(str, found.get("busy") or ())))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
             watched.answer = None
 
     async def _look_at_process(self, watched):
         """While it has a singleton: which is its process, and what is on in it."""
         states = [one for one in self.states.values() if one.held and one.replica == watched.replica["id"]]
-        hurry = any(one.phase == GIVING_UP for one in states)
+        hurry = any(one.phase == GIVING_UP or one.leaving is not None for one in states)
         if not states or not hurry and clock() - watched.looked < CALM:
             return
         watched.looked = clock()
@@ -516,7 +522,7 @@ class Service:
         deadline = None
         while True:
             if ended.is_set() and not self.stopping:
-                self.stopping, deadline = True, clock() + self.limits.stop
+                self.stopping, deadline = True, clock() + self.limits.finish + self.limits.stop
                 log.info("All that this host has is given up.")
             self._wake.clear()
             try:

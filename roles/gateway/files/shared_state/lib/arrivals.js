@@ -2,8 +2,6 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
-import path from "node:path";
-import { DatabaseSync } from "node:sqlite";
 import { RedisAway } from "./outage.js";
 import { Recent } from "./recent.js";
 
@@ -11,7 +9,6 @@ const LOOK_MS = 500;
 const REMEMBERED = 2000;
 // Rows of the last seconds are read again: an older one may have been committed later.
 const OVERLAP_MS = 5000;
-// The gateway's own queue of what providers have delivered (2026.9.5, 2026.9.6).
 const SETTLED = `SELECT channel_id AS channel, account_id AS account, event_id AS event, status, updated_at AS at
   FROM channel_ingress_events WHERE status IN ('completed', 'failed') AND updated_at >= ? ORDER BY updated_at LIMIT 1000`;
 
@@ -24,23 +21,22 @@ const eventOf = (id) => (/^\d+$/.test(id) ? id.replace(/^0+(?=\d)/, "") : id);
  * for as long as a busy gateway may take to begin one.
  */
 export class Arrivals {
-  #file;
+  #queue;
   #store;
   #log;
-  #database = null;
   #timer = null;
   #told = new Recent(REMEMBERED);
   #since;
 
-  /** @param {{stateDir: string|undefined, store: object, log: object}} options stateDir: the gateway's; without it nothing is told */
-  constructor({ stateDir, store, log }) {
-    this.#file = stateDir && path.join(stateDir, "state", "openclaw.sqlite");
+  /** @param {{queue: import("./queue.js").Queue|null, store: object, log: object}} options queue: without it nothing is told */
+  constructor({ queue, store, log }) {
+    this.#queue = queue;
     this.#store = store;
     this.#log = log;
   }
 
   start() {
-    if (!this.#file || this.#timer) return;
+    if (!this.#queue || this.#timer) return;
     this.#since = Date.now();
     this.#timer = setInterval(() => void this.look(), LOOK_MS);
     this.#timer.unref();
@@ -49,16 +45,14 @@ export class Arrivals {
   stop() {
     clearInterval(this.#timer);
     this.#timer = null;
-    this.#database?.close();
-    this.#database = null;
+    this.#queue?.close();
   }
 
   /** Tells what has been settled since the last look. */
   async look() {
     let rows;
     try {
-      this.#database ??= new DatabaseSync(this.#file, { readOnly: true });
-      rows = this.#database.prepare(SETTLED).all(this.#since - OVERLAP_MS);
+      rows = this.#queue.all(SETTLED, this.#since - OVERLAP_MS);
     } catch (error) {
       // A release that keeps its queue otherwise: the ingress waits as long as it may take.
       this.stop();

@@ -3,6 +3,7 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 
 import { parseSessionKey } from "./keys.js";
+import { DEFAULT_ACCOUNT } from "./owned.js";
 
 const CRASH_REPLAY = "main_session_restart_recovery";
 // What the gateway writes to a channel's user about its own crash replay, which is blocked here: that it goes on, and that it was blocked.
@@ -12,6 +13,8 @@ const INTERRUPTED = "I was interrupted while I was answering. If your last messa
 
 /** Turns that a hook is not asked about cost nothing, and their recovery does not have to reckon with it. */
 export const HOOK_OPTIONS = { before_agent_reply: { eligibleTriggers: ["cron"] } };
+
+const accountOf = (ctx) => `${ctx?.channelId}/${ctx?.accountId ?? DEFAULT_ACCOUNT}`;
 
 /**
  * Hook handlers. before_agent_finalize is left alone on purpose: registering it ends streaming.
@@ -61,20 +64,25 @@ export const createHooks = (current) => ({
   /** What a channel's user is to know of a crash: that an answer may be missing, not that something goes on which does not. */
   async message_sending(event, ctx) {
     const content = event.content ?? "";
+    if (REPLAY_GOES_ON.test(content)) return { cancel: true, cancelReason: "the replay is blocked" };
+    const { inbound, handover } = await current();
+    const account = accountOf(ctx);
+    await handover.pass(account);
     if (ctx?.sessionKey) {
-      const { inbound } = await current();
       // Two replicas must not answer one message, and of one that did not run its turn nobody needs to hear.
       if (await inbound.lost(ctx.sessionKey)) return { cancel: true, cancelReason: "another replica has this message" };
       inbound.sending(ctx.sessionKey);
     }
-    if (REPLAY_GOES_ON.test(content)) return { cancel: true, cancelReason: "the replay is blocked" };
+    handover.begin(account, event.to);
     if (REPLAY_BLOCKED.test(content)) return { content: INTERRUPTED };
     return undefined;
   },
 
   async message_sent(event, ctx) {
+    const { inbound, handover } = await current();
+    handover.end(accountOf(ctx), event.to);
     const sessionKey = event.sessionKey ?? ctx?.sessionKey;
-    if (sessionKey && event.success) (await current()).inbound.sent(sessionKey);
+    if (sessionKey && event.success) inbound.sent(sessionKey);
   },
 
   /** A provider whose circuit is open is passed over. */

@@ -7,7 +7,7 @@ import { HttpError } from "./request.js";
 
 export const OWNED_PATH = "/api/v1/owned";
 
-const DEFAULT_ACCOUNT = "default";
+export const DEFAULT_ACCOUNT = "default";
 // Sections of "channels" that are no channel.
 const NO_CHANNEL = new Set(["defaults", "modelByChannel"]);
 // A channel's summary says nothing about its accounts: without it, they are known all the same.
@@ -21,6 +21,12 @@ function enabledAccounts(channel) {
   if (!isOn(channel)) return [];
   if (!channel.accounts) return [DEFAULT_ACCOUNT];
   return Object.keys(channel.accounts).filter((id) => isOn(channel.accounts[id]));
+}
+
+/** Does the configuration enable "channel/account"? */
+function isConfigured(configured, account) {
+  const [name, ...rest] = account.split("/");
+  return enabledAccounts(own(configured, name)).includes(rest.join("/"));
 }
 
 /** Is an account that the gateway reports enabled by the configuration in force? In doubt, yes. */
@@ -48,9 +54,10 @@ function isStill({ running, connected, restartPending, lifecycle, lastStartAt, l
  * @param {string[]} wanted channels; empty = all
  * @param {object} configured section "channels" of the configuration in force
  * @param {object} status answer of the gateway's method channels.status
+ * @param {(account: string) => boolean} isStopped was it stopped by hand? Then the configuration does not start it.
  * @returns {{on: string[], accounts: object}} ids are "channel/account"
  */
-export function ownedAccounts(wanted, configured, status) {
+export function ownedAccounts(wanted, configured, status, isStopped = () => false) {
   const reported = status.channelAccounts;
   const all = [...Object.keys(configured).filter((name) => !NO_CHANNEL.has(name)), ...Object.keys(reported)];
   const on = new Set();
@@ -62,7 +69,7 @@ export function ownedAccounts(wanted, configured, status) {
       const id = `${name}/${account.accountId}`;
       const { running = null, connected = null, lifecycle = null, stateReason: reason = null } = account;
       accounts[id] = { running, connected, lifecycle, reason };
-      if (!isStill(account) || isEnabled(channel, account)) on.add(id);
+      if (!isStill(account) || (isEnabled(channel, account) && !isStopped(id))) on.add(id);
     }
     // Enabled, and the gateway says nothing of it.
     for (const id of enabledAccounts(channel)) {
@@ -83,15 +90,21 @@ async function channelStatus(dispatch) {
 }
 
 /**
- * GET /api/v1/owned?channels=telegram,whatsapp: proof of which accounts this process has let go.
- * @param {{channels: () => object, dispatch: (method: string, params: object) => Promise<object>}} gateway
+ * GET /api/v1/owned?channels=telegram,whatsapp&leaving=telegram/poll&keeping=whatsapp/main: proof of which accounts this process
+ * has let go. leaving, keeping: accounts that their owner wants off, and on, here; "busy" are those that are to leave and are
+ * not stopped, see handover.js.
+ * @param {{channels: () => object, dispatch: (method: string, params: object) => Promise<object>, handover: import("./handover.js").Handover}} gateway
  *   channels: that section of the configuration in force
  */
-export async function handleOwned({ channels, dispatch }, req, res) {
+export async function handleOwned({ channels, dispatch, handover }, req, res) {
   try {
-    const wanted = (new URL(req.url, "http://localhost").searchParams.get("channels") ?? "").split(",").filter(Boolean);
+    const query = new URL(req.url, "http://localhost").searchParams;
+    const [wanted, leaving, keeping] = ["channels", "leaving", "keeping"].map((name) => (query.get(name) ?? "").split(",").filter(Boolean));
+    for (const account of leaving) await handover.leave(account, dispatch);
+    for (const account of keeping) await handover.keep(account, isConfigured(channels(), account), dispatch);
     const status = await channelStatus(dispatch);
-    return sendJson(res, 200, { pid: process.pid, ...ownedAccounts(wanted, channels() ?? {}, status) });
+    const owned = ownedAccounts(wanted, channels() ?? {}, status, (account) => handover.isStopped(account));
+    return sendJson(res, 200, { pid: process.pid, ...owned, busy: handover.busy() });
   } catch (error) {
     const text = `The state of the channels cannot be told: ${error.message}`;
     return sendError(res, new HttpError(503, "channels_unknown", text));

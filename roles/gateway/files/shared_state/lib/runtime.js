@@ -8,6 +8,7 @@ import { Arrivals } from "./arrivals.js";
 import { Asked } from "./asked.js";
 import { Breaker } from "./breaker.js";
 import { Cron } from "./cron.js";
+import { Handover } from "./handover.js";
 import { Inbound } from "./inbound.js";
 import { redisKeys } from "./keys.js";
 import { Limiter } from "./limits.js";
@@ -16,6 +17,7 @@ import { Memory } from "./memory.js";
 import { Metrics } from "./metrics.js";
 import { OllamaCheck } from "./ollama.js";
 import { Peers } from "./peers.js";
+import { Queue } from "./queue.js";
 import { Recent } from "./recent.js";
 import { Replayer } from "./replay.js";
 import { Spool } from "./spool.js";
@@ -99,8 +101,9 @@ export class Runtime {
     this.breaker = new Breaker({ config, store: this.store, log, metrics, isAway });
     this.limiter = new Limiter({ config, store: this.store, metrics, isAway });
     this.cron = new Cron({ config, store: this.store, log, metrics });
-    this.arrivals = new Arrivals({ stateDir: config.webhooks ? config.stateDir : undefined, store: this.store, log });
+    this.arrivals = new Arrivals({ queue: config.webhooks ? new Queue(config.stateDir) : null, store: this.store, log });
     this.inbound = new Inbound({ config, store: this.store, metrics });
+    this.handover = new Handover({ queue: new Queue(config.stateDir), log });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
   }
@@ -144,6 +147,7 @@ export class Runtime {
     this.cron.stop();
     this.arrivals.stop();
     this.inbound.stop();
+    this.handover.stop();
     this.ollama.stop();
     this.link.stop();
   }

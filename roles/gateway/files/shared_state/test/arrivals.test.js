@@ -9,6 +9,7 @@ import { DatabaseSync } from "node:sqlite";
 import { beforeEach, test } from "node:test";
 import { Arrivals } from "../lib/arrivals.js";
 import { RedisAway } from "../lib/outage.js";
+import { Queue } from "../lib/queue.js";
 import { temporaryDirectory } from "./support/rig.js";
 
 // As far as OpenClaw 2026.9.6 has it.
@@ -37,7 +38,7 @@ const arrivals = () => {
       told.push(...events.map(({ name, status }) => `${name} ${status}`));
     },
   };
-  const made = new Arrivals({ stateDir, store, log: { warn: (text) => said.push(text), error: (text) => said.push(text) } });
+  const made = new Arrivals({ queue: new Queue(stateDir), store, log: { warn: (text) => said.push(text), error: (text) => said.push(text) } });
   made.start();
   return made;
 };
@@ -78,7 +79,7 @@ test("a release that keeps it otherwise is told of, once", async () => {
 });
 
 test("without an ingress nothing is looked at", () => {
-  const quiet = new Arrivals({ stateDir: undefined, store: {}, log: {} });
+  const quiet = new Arrivals({ queue: null, store: {}, log: {} });
   quiet.start();
   quiet.stop();
 });

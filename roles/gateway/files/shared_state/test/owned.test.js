@@ -26,7 +26,7 @@ async function ask(query, { configured = { telegram: POLL }, dispatch }) {
       this.body = JSON.parse(text);
     },
   };
-  await handleOwned({ channels: () => configured, dispatch }, { url: `/api/v1/owned${query}` }, res);
+  await handleOwned({ channels: () => configured, dispatch, handover: { isStopped: () => false, busy: () => [] } }, { url: `/api/v1/owned${query}` }, res);
   return { status: res.status, body: res.body };
 }
 const answering = (channelAccounts, more) => async () => ({ ok: true, payload: { channelAccounts, ...more } });
@@ -89,6 +89,7 @@ test("the answer names the process, the accounts that are on, and what is known 
       "telegram/hook": { running: false, connected: null, lifecycle: "stopped", reason: null },
       "whatsapp/default": { running: false, connected: null, lifecycle: "stopped", reason: "not linked" },
     },
+    busy: [],
   });
   const all = await ask("", { configured, dispatch });
   assert.deepEqual(all.body.on, ["discord/default", "telegram/poll"], "also one that is configured no more");

@@ -17,8 +17,10 @@ import { Cron } from "../../lib/cron.js";
 import { Limiter, take } from "../../lib/limits.js";
 import { Metrics } from "../../lib/metrics.js";
 import { RedisAway } from "../../lib/outage.js";
+import { Handover } from "../../lib/handover.js";
 import { Inbound } from "../../lib/inbound.js";
 import { PEER_PATH, Peers } from "../../lib/peers.js";
+import { Queue } from "../../lib/queue.js";
 import { Recent } from "../../lib/recent.js";
 import { Replayer } from "../../lib/replay.js";
 import { Runtime } from "../../lib/runtime.js";
@@ -212,6 +214,7 @@ export async function replica(redis, name, overrides = {}) {
   runtime.breaker = new Breaker({ config, store, log, metrics, isAway });
   runtime.cron = new Cron({ config, store, log, metrics, scheduler: { getCron: null, ids: null, held: new Map() } });
   runtime.inbound = new Inbound({ config, store, metrics });
+  runtime.handover = new Handover({ queue: new Queue(), log });
   runtime.limiter = new Limiter({ config, store, metrics, isAway });
   runtime.replayer = new Replayer({
     spool,

@@ -1,0 +1,189 @@
+// Copyright: the openclaw.ha contributors
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+import assert from "node:assert/strict";
+import fs from "node:fs/promises";
+import path from "node:path";
+import { DatabaseSync } from "node:sqlite";
+import { beforeEach, mock, test } from "node:test";
+import { Handover } from "../lib/handover.js";
+import { createHooks } from "../lib/hooks.js";
+import { handleOwned } from "../lib/owned.js";
+import { Queue } from "../lib/queue.js";
+import { temporaryDirectory } from "./support/rig.js";
+
+const POLL = "telegram/poll";
+const CTX = { channelId: "telegram", accountId: "poll", conversationId: "1" };
+
+let now, pending, sent, calls, account, channels, refuse, handover, hooks, said;
+
+beforeEach(() => {
+  globalThis[Symbol.for("openclaw.ha.stopped-accounts")].clear();
+  [now, pending, sent, calls, refuse, said] = [1000, [], [], [], false, []];
+  account = { accountId: "poll", running: true, lifecycle: "ready" };
+  channels = { telegram: { enabled: true, accounts: { poll: { enabled: true } } } };
+  const queue = { all: (_sql, channel, id) => pending.filter((one) => one === `${channel}/${id}`), close() {} };
+  handover = new Handover({ queue, log: { warn: (text) => said.push(text) }, now: () => now });
+  hooks = createHooks(async () => ({ handover, inbound: { lost: async () => false, sending() {}, sent() {} } }));
+});
+
+/** The gateway's methods, as far as they matter here. */
+async function dispatch(method, params) {
+  if (method === "channels.status") return { ok: true, payload: { channelAccounts: { telegram: [account] } } };
+  calls.push([method, `${params.channel}/${params.accountId}`]);
+  if (refuse) return { ok: false, error: { message: "not now" } };
+  const on = method === "channels.start";
+  Object.assign(account, { running: on, lifecycle: on ? "ready" : "stopped" });
+  return { ok: true, payload: {} };
+}
+
+/** The owner's question. */
+async function ask(words = `leaving=${POLL}`) {
+  const res = { writeHead() {}, end: (text) => (res.body = JSON.parse(text)) };
+  await handleOwned({ channels: () => channels, dispatch, handover }, { url: `/api/v1/owned?channels=telegram&${words}` }, res);
+  return res.body;
+}
+
+/** Send as OpenClaw does. */
+async function send(text, to = "telegram:1") {
+  const answer = await hooks.message_sending({ to, content: text }, CTX);
+  if (!answer?.cancel) sent.push(text);
+  return answer;
+}
+const taken = (to = "telegram:1") => hooks.message_sent({ to, success: true }, CTX);
+/** All promises that can go on have done so. */
+const quiet = () => new Promise((resolve) => setImmediate(resolve));
+
+test("an account with nothing to do is stopped at once, and counts as off though the configuration has it", async () => {
+  assert.deepEqual((await ask("")).on, [POLL]);
+  const answer = await ask();
+  assert.deepEqual([answer.on, answer.busy, calls], [[], [], [["channels.stop", POLL]]]);
+  await ask();
+  assert.equal(calls.length, 1);
+  // One that says it runs, or may, is on whatever was asked of it.
+  account.running = null;
+  assert.deepEqual((await ask()).on, [POLL]);
+});
+
+test("what is under way is sent first, what comes meanwhile waits until the account is stopped", async () => {
+  await send("before");
+  await send("too", "telegram:2");
+  assert.deepEqual((await ask()).busy, [POLL]);
+  const waiting = send("after");
+  await quiet();
+  await taken("telegram:2");
+  assert.deepEqual([(await ask()).busy, calls, sent], [[POLL], [], ["before", "too"]]);
+  // The chat has another name here.
+  await taken("1");
+  assert.deepEqual([(await ask()).on, calls.length], [[], 1]);
+  await waiting;
+  assert.deepEqual(sent, ["before", "too", "after"]);
+});
+
+test("what has been taken and not begun is begun first, and nothing waits for that", async () => {
+  pending = [POLL];
+  assert.deepEqual((await ask()).busy, [POLL]);
+  await send("at once");
+  assert.deepEqual(sent, ["at once"]);
+  pending = [];
+  await ask();
+  const waiting = send("later");
+  await quiet();
+  pending = [POLL];
+  await taken();
+  assert.deepEqual((await ask()).busy, [POLL]);
+  await waiting;
+  assert.deepEqual([sent, calls], [["at once", "later"], []]);
+  await taken();
+  pending = ["telegram/other"];
+  assert.deepEqual((await ask()).busy, []);
+});
+
+test("after a while it is stopped whatever is under way", async () => {
+  pending = [POLL];
+  await ask();
+  now += 19999;
+  await send("never taken");
+  assert.deepEqual((await ask()).busy, [POLL]);
+  now += 1;
+  assert.deepEqual([(await ask()).busy, calls.length], [[], 1]);
+});
+
+test("one that its owner keeps is started again when the configuration has it, and what waits is sent", async () => {
+  await send("under way");
+  await ask();
+  const waiting = send("held");
+  await quiet();
+  await ask(`keeping=${POLL}`);
+  await waiting;
+  assert.deepEqual([sent, calls], [["under way", "held"], []]);
+  await taken();
+  await taken();
+  await ask();
+  channels.telegram.accounts.poll.enabled = false;
+  await ask(`keeping=${POLL}`);
+  assert.deepEqual(calls, [["channels.stop", POLL]], "it is not in the configuration");
+  channels.telegram.accounts.poll.enabled = true;
+  refuse = true;
+  await ask(`keeping=${POLL}`);
+  refuse = false;
+  assert.deepEqual((await ask(`keeping=${POLL}`)).on, [POLL]);
+  await ask(`keeping=${POLL}`);
+  assert.deepEqual(calls.slice(1), [["channels.start", POLL], ["channels.start", POLL]]);
+  assert.deepEqual(said, ["channels.start of telegram/poll failed: not now"]);
+});
+
+test("one that cannot be stopped is on", async () => {
+  refuse = true;
+  const answer = await ask();
+  assert.deepEqual([answer.on, answer.busy], [[POLL], [POLL]]);
+  assert.deepEqual(said, ["channels.stop of telegram/poll failed: not now"]);
+});
+
+test("what the gateway's queue holds is known, and a release without one keeps nothing from being stopped", async () => {
+  const stateDir = await temporaryDirectory();
+  await fs.mkdir(path.join(stateDir, "state"));
+  const database = new DatabaseSync(path.join(stateDir, "state", "openclaw.sqlite"));
+  const one = new Handover({ queue: new Queue(stateDir), log: {}, now: () => now });
+  database.exec("CREATE TABLE channel_ingress_events (event_id TEXT, channel_id TEXT, account_id TEXT, status TEXT) STRICT");
+  for (const [number, name, status] of [[1, "poll", "completed"], [2, "other", "pending"], [3, "poll", "claimed"], [4, "poll", "pending"]])
+    database.prepare("INSERT INTO channel_ingress_events VALUES (?, 'telegram', ?, ?)").run(`${number}`, name, status);
+  for (const number of [4, 3]) {
+    await one.leave(POLL, dispatch);
+    assert.deepEqual([one.busy(), calls], [[POLL], []]);
+    database.prepare("DELETE FROM channel_ingress_events WHERE event_id = ?").run(`${number}`);
+  }
+  await one.leave(POLL, dispatch);
+  assert.deepEqual(calls, [["channels.stop", POLL]]);
+  database.exec("DROP TABLE channel_ingress_events");
+  await one.leave("telegram/other", dispatch);
+  assert.deepEqual(calls[1], ["channels.stop", "telegram/other"]);
+  one.stop();
+});
+
+test("without another word from the owner what waits is sent", async () => {
+  await send("under way");
+  mock.timers.enable({ apis: ["setTimeout"] });
+  try {
+    await ask();
+    const waiting = send("held");
+    mock.timers.tick(7900);
+    await ask();
+    mock.timers.tick(7900);
+    await quiet();
+    assert.deepEqual(sent, ["under way"]);
+    mock.timers.tick(101);
+    await waiting;
+    assert.deepEqual([sent, calls, handover.busy()], [["under way", "held"], [], []]);
+  } finally {
+    mock.timers.reset();
+  }
+});
+
+test("what is not sent at all does not wait", async () => {
+  await send("under way");
+  await ask();
+  assert.equal((await send("I'm continuing your interrupted request now (the gateway has just restarted).")).cancel, true);
+  handover.stop();
+});
