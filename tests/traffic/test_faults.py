@@ -43,7 +43,8 @@ NONE = {"get": 0, "message": 0, "stream": 0}
 NGINX = ("none", "replica killed", "two of three killed", "replica frozen", "drain, restart, ready", "balancer killed", "one replica more and less")
 #: The profile is about these alone.
 FAST = ("balancer's host killed", "balancer killed", "keepalived stopped", "balancers apart")
-#: Those of `make test`, with HAProxy: a replica that dies. The address that moves is tests/e2e's, a host that dies tests/failover's. What is taken out in good order is tests/rolling's.
+#: Those of `make test`, with HAProxy: a replica that dies.
+#: The address that moves is tests/e2e's, a host that dies tests/failover's. What is taken out in good order is tests/rolling's.
 SMOKE = ("replica killed",)
 
 

@@ -157,7 +157,8 @@ class Host:
             self.frozen_since = None
         self.hear()
         self.tick()
-        if self.stopped_at is not None and (time - self.stopped_at >= LIMITS.finish + LIMITS.stop or not self.busy and all(s.phase == FREE for s in self.states.values())):
+        idle = not self.busy and all(s.phase == FREE for s in self.states.values())
+        if self.stopped_at is not None and (time - self.stopped_at >= LIMITS.finish + LIMITS.stop or idle):
             self.die()
 
     def tick(self):

@@ -22,6 +22,7 @@ from .metrics import Metrics
 from .primary import Primary, RedisAway
 from .replicas import Replicas
 from .systemd import notify
+from .tasks import end
 
 log = logging.getLogger("openclaw_ingress")
 
@@ -80,9 +81,7 @@ class Service:
             await self._delivery.stop()
         for runner in reversed(self._runners):
             await runner.cleanup()
-        for task in [*self._tasks, *([self._delivering] if self._delivering else [])]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end([*self._tasks, *([self._delivering] if self._delivering else [])])
         if self._session:
             await self._session.close()
         await self._primary.close()

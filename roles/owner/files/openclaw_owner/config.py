@@ -21,8 +21,9 @@
      ...}                                   # NUMBERS, each of them optional; all but give_seconds and look_seconds the same on all hosts
 
 ``content`` is what stands in the file of its section while a replica has the singleton; ``linger_seconds`` is how long after the end of a lease that was
-not given back nobody may take it. ``proof_url`` (optional, or null) answers ``{"pid": 123, "on": ["telegram/poll"], "busy": []}``: what is on in the gateway's process, and what it has not
-stopped yet of ``?leaving=telegram/poll``, which it is asked to stop between two messages; ``?keeping=telegram/poll`` takes that back.
+not given back nobody may take it. ``proof_url`` (optional, or null) answers ``{"pid": 123, "on": ["telegram/poll"], "busy": []}``: what is on in the gateway's
+process, and what it has not stopped yet of ``?leaving=telegram/poll``, which it is asked to stop between two messages; ``?keeping=telegram/poll`` takes
+that back.
 """
 
 from __future__ import annotations

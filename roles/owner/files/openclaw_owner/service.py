@@ -19,6 +19,7 @@ from aiohttp import web
 from openclaw_ingress.config import secret
 from openclaw_ingress.primary import Primary, RedisAway
 from openclaw_ingress.systemd import notify
+from openclaw_ingress.tasks import end
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from . import decision, files, units
@@ -547,10 +548,7 @@ class Service:
         """End everything that :meth:`start` began."""
         for runner in self._runners:
             await runner.cleanup()
-        tasks = [*self._tasks, *self._aside]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end([*self._tasks, *self._aside])
         if self._session:
             await self._session.close()
         await self._primary.close()
