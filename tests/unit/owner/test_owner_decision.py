@@ -249,6 +249,16 @@ def test_one_that_its_gateway_has_stopped_as_it_was_asked_to_is_nobodys_fault():
     assert (state.phase, state.reason, state.fault) == (GIVING_UP, "its replica is draining", False)
 
 
+@pytest.mark.parametrize("status", ["", "down"])
+def test_one_that_was_leaving_when_its_replica_went_down_is_nobodys_fault(status):
+    state = changed(HELD, leaving=NOW - 1)
+    live = changed(GOOD, status=status)
+    kept, _action, _replica = decision.decide(NAME, state, seen(live), NOW, LIMITS)
+    assert (kept.phase, kept.leaving) == (OWNED, NOW - 1)
+    gone, _action, _replica = decision.decide(NAME, state, seen(changed(live, status="down", main=Main(0, 0.0, NOW))), NOW, LIMITS)
+    assert (gone.phase, gone.fault) == (GIVING_UP, False)
+
+
 def test_it_does_not_leave_when_its_replica_is_not_drained_any_more_nor_wait_while_its_lease_ends():
     drained = seen(changed(BUSY, status="draining"))
     state, _action, _replica = decision.decide(NAME, HELD, drained, NOW, LIMITS)

@@ -169,7 +169,7 @@ def decide(name, state, seen, now, limits):
     if state.phase in (RESUMING, OWNED):
         state, reason = _leaving(name, state, seen, now, limits)
         if reason := _why_not(name, state, seen, now, limits) or reason:
-            state = dataclasses.replace(give_up(state, reason, now), fault=reason in (_DEAD, _REFUSES))
+            state = dataclasses.replace(give_up(state, reason, now), fault=state.leaving is None and reason in (_DEAD, _REFUSES))
         elif not seen.busy and now - state.asked >= (limits.renew if state.phase == OWNED else min(limits.renew, limits.retry)):
             return dataclasses.replace(state, asked=now), RENEW, state.replica
         else:
@@ -330,11 +330,14 @@ def _noted(name, state, seen):
 def _leaving(name, state, seen, now, limits):
     """(next :class:`State`, why it is given up now): where nothing has gone wrong, its gateway first stops it by itself, within a bound."""
     reason = _why_leave(state, seen)
+    replica = seen.replicas.get(state.replica)
+    if not reason and state.leaving is not None and replica and not eligible(replica.status):
+        # It was to leave, and is going down: that is no word of staying.
+        return state, ""
     if not reason:
         # Stopped by its gateway meanwhile, it takes its time to be on again.
         return state if state.leaving is None else dataclasses.replace(state, leaving=None, begun=now), ""
     state = dataclasses.replace(state, leaving=now if state.leaving is None else state.leaving)
-    replica = seen.replicas.get(state.replica)
     answer = replica and replica.answer
     # Asked before, it had not been told.
     idle = not (replica and replica.tells) or (answer and answer.at >= state.leaving and name not in answer.busy)

@@ -9,7 +9,7 @@ const LEAVE_MS = 8000;
 // After so long an account is stopped whatever is under way.
 const FINISH_MS = 20000;
 // OpenClaw waits 15 s for a hook.
-const HOLD_MS = 12000;
+const HOLD_MS = 9000;
 // Of a message that the provider does not take OpenClaw says nothing.
 const SEND_MS = 10000;
 // Within this time a stop has broken off what it breaks off.
@@ -17,6 +17,7 @@ const BREAK_MS = 300;
 // What has been taken from a provider, and has not become a turn: a stop in that moment loses it (seen).
 const PENDING = `SELECT event_id FROM channel_ingress_events
   WHERE channel_id = ? AND account_id = ? AND status IN ('pending', 'claimed') LIMIT 1`;
+const NOT_STARTED = new Set(["stop-in-flight", "manual-stop"]);
 // Accounts that were stopped in this process, whichever instance of the plugin did it: OpenClaw does not start them by itself.
 const STOPPED = (globalThis[Symbol.for("openclaw.ha.stopped-accounts")] ??= new Set());
 
@@ -59,7 +60,7 @@ export class Handover {
     if (!late && this.#sending(account)) return;
     if (!late && this.#pending(account)) return this.#goOn(entry);
     STOPPED.add(account);
-    const stop = this.#run("channels.stop", account, dispatch).then((done) => done || STOPPED.delete(account));
+    const stop = this.#run("channels.stop", account, dispatch).then((done) => (done && done.stopped !== false) || STOPPED.delete(account));
     await Promise.race([stop, sleep(BREAK_MS, undefined, { ref: false })]);
     this.#goOn(entry);
   }
@@ -68,7 +69,9 @@ export class Handover {
   async keep(account, enabled, dispatch) {
     this.#forget(account);
     if (!enabled || !STOPPED.delete(account)) return;
-    if (!(await this.#run("channels.start", account, dispatch))) STOPPED.add(account);
+    const started = await this.#run("channels.start", account, dispatch);
+    // It says so, and stays stopped, while its stop is not over.
+    if (!started || NOT_STARTED.has(started.outcome?.reason)) STOPPED.add(account);
   }
 
   /** @returns {string[]} accounts that are to leave, and are not stopped */
@@ -108,12 +111,12 @@ export class Handover {
   async #run(method, account, dispatch) {
     const [channel, ...rest] = account.split("/");
     try {
-      const { ok, error } = await dispatch(method, { channel, accountId: rest.join("/") });
+      const { ok, payload, error } = await dispatch(method, { channel, accountId: rest.join("/") });
       if (ok !== true) throw new Error(error?.message ?? "the gateway refused");
-      return true;
+      return payload ?? {};
     } catch (error) {
       this.#log.warn(`${method} of ${account} failed: ${error.message}`);
-      return false;
+      return null;
     }
   }
 

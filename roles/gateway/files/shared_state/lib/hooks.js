@@ -68,12 +68,15 @@ export const createHooks = (current) => ({
     const { inbound, handover } = await current();
     const account = accountOf(ctx);
     await handover.pass(account);
+    handover.begin(account, event.to);
     if (ctx?.sessionKey) {
       // Two replicas must not answer one message, and of one that did not run its turn nobody needs to hear.
-      if (await inbound.lost(ctx.sessionKey)) return { cancel: true, cancelReason: "another replica has this message" };
+      if (await inbound.lost(ctx.sessionKey)) {
+        handover.end(account, event.to);
+        return { cancel: true, cancelReason: "another replica has this message" };
+      }
       inbound.sending(ctx.sessionKey);
     }
-    handover.begin(account, event.to);
     if (REPLAY_BLOCKED.test(content)) return { content: INTERRUPTED };
     return undefined;
   },

@@ -54,7 +54,8 @@ function isStill({ running, connected, restartPending, lifecycle, lastStartAt, l
  * @param {string[]} wanted channels; empty = all
  * @param {object} configured section "channels" of the configuration in force
  * @param {object} status answer of the gateway's method channels.status
- * @param {(account: string) => boolean} isStopped was it stopped by hand? Then the configuration does not start it.
+ * @param {(account: string) => boolean} isStopped was it stopped by hand? Then the configuration does not start it. One that was
+ *   never started is another matter: the first start of a gateway's channels forgets what was stopped before it.
  * @returns {{on: string[], accounts: object}} ids are "channel/account"
  */
 export function ownedAccounts(wanted, configured, status, isStopped = () => false) {
@@ -69,7 +70,7 @@ export function ownedAccounts(wanted, configured, status, isStopped = () => fals
       const id = `${name}/${account.accountId}`;
       const { running = null, connected = null, lifecycle = null, stateReason: reason = null } = account;
       accounts[id] = { running, connected, lifecycle, reason };
-      if (!isStill(account) || (isEnabled(channel, account) && !isStopped(id))) on.add(id);
+      if (!isStill(account) || (isEnabled(channel, account) && !(account.lastStartAt && isStopped(id)))) on.add(id);
     }
     // Enabled, and the gateway says nothing of it.
     for (const id of enabledAccounts(channel)) {

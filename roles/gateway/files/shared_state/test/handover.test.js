@@ -16,12 +16,14 @@ import { temporaryDirectory } from "./support/rig.js";
 const POLL = "telegram/poll";
 const CTX = { channelId: "telegram", accountId: "poll", conversationId: "1" };
 
-let now, pending, sent, calls, account, channels, refuse, handover, hooks, said;
+let times = 100;
+let inFlight, now, pending, sent, calls, account, channels, refuse, handover, hooks, said;
 
 beforeEach(() => {
   globalThis[Symbol.for("openclaw.ha.stopped-accounts")].clear();
+  inFlight = false;
   [now, pending, sent, calls, refuse, said] = [1000, [], [], [], false, []];
-  account = { accountId: "poll", running: true, lifecycle: "ready" };
+  account = { accountId: "poll", running: true, lifecycle: "ready", lastStartAt: 10, lastStopAt: 0 };
   channels = { telegram: { enabled: true, accounts: { poll: { enabled: true } } } };
   const queue = { all: (_sql, channel, id) => pending.filter((one) => one === `${channel}/${id}`), close() {} };
   handover = new Handover({ queue, log: { warn: (text) => said.push(text) }, now: () => now });
@@ -34,8 +36,9 @@ async function dispatch(method, params) {
   calls.push([method, `${params.channel}/${params.accountId}`]);
   if (refuse) return { ok: false, error: { message: "not now" } };
   const on = method === "channels.start";
-  Object.assign(account, { running: on, lifecycle: on ? "ready" : "stopped" });
-  return { ok: true, payload: {} };
+  if (on && inFlight) return { ok: true, payload: { outcome: { status: "retry", reason: "stop-in-flight" } } };
+  Object.assign(account, { running: on, lifecycle: on ? "ready" : "stopped", [on ? "lastStartAt" : "lastStopAt"]: ++times });
+  return { ok: true, payload: on ? { outcome: { status: "started" } } : { stopped: true } };
 }
 
 /** The owner's question. */
@@ -132,6 +135,32 @@ test("one that its owner keeps is started again when the configuration has it, a
   await ask(`keeping=${POLL}`);
   assert.deepEqual(calls.slice(1), [["channels.start", POLL], ["channels.start", POLL]]);
   assert.deepEqual(said, ["channels.start of telegram/poll failed: not now"]);
+});
+
+test("one that was not started before it was stopped is on: the gateway's first start forgets the stop", async () => {
+  Object.assign(account, { running: false, lifecycle: "stopped", lastStartAt: null, lastStopAt: null });
+  assert.deepEqual((await ask()).on, [POLL]);
+});
+
+test("one whose stop is not over is started again later", async () => {
+  await ask();
+  inFlight = true;
+  await ask(`keeping=${POLL}`);
+  inFlight = false;
+  assert.equal(account.running, false);
+  await ask(`keeping=${POLL}`);
+  assert.equal(account.running, true);
+});
+
+test("a message that is about to be sent counts while its claim is looked at", async () => {
+  const { promise, resolve } = Promise.withResolvers();
+  const slow = createHooks(async () => ({ handover, inbound: { lost: () => promise, sending() {}, sent() {} } }));
+  const sending = slow.message_sending({ to: "telegram:1", content: "a" }, { ...CTX, sessionKey: "s" });
+  await quiet();
+  assert.deepEqual([(await ask()).busy, calls], [[POLL], []]);
+  resolve(true);
+  assert.equal((await sending).cancel, true);
+  assert.deepEqual((await ask()).busy, []);
 });
 
 test("one that cannot be stopped is on", async () => {
