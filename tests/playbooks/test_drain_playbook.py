@@ -255,6 +255,28 @@ def test_a_balancer_that_is_down_is_an_error_after_all_others_have_been_told(rig
     assert [path.name for path in rig.switches.iterdir()] == ["node1-1"] and rig.nodes("node2") == {"node2"}
 
 
+def test_what_is_not_handed_over_is_an_error_after_all_have_been_told(rig):
+    path, owner = rig.directory / "inventory.yml", rig.directory / "openclaw-owner"
+    inventory = yaml.safe_load(path.read_text())
+    account = {"type": "telegram", "account": "polling", "mode": "polling", "secrets": {"bot_token": "unused"}, "settings": {"dmPolicy": "pairing"}}
+    inventory["openclaw"]["vars"] |= {"gateway_channels": [account], "drain_owner": str(owner)}
+    path.write_text(yaml.safe_dump(inventory))
+    owner.write_text("#!/bin/sh\nif [ -e \"$0.keeps\" ]; then echo \"openclaw-owner: after 60 s $2 still has telegram/polling.\" >&2; exit 1; fi\n")
+    owner.chmod(0o755)
+    keeps = rig.directory / "openclaw-owner.keeps"
+    keeps.touch()
+    code, printed = rig.play("-e", "drain=node1")
+    said = " ".join(printed.split())
+    assert code != 0 and "node1: openclaw-owner: after 60 s node1-1 still has telegram/polling. The replicas are drained all the same" in said, printed
+    assert rig.nodes("node1") == rig.nodes("node2") == {"node2"} and "node1-1" in printed
+    keeps.unlink()
+    code, printed = rig.play("-e", "drain=node1")
+    assert code == 0, printed
+    owner.unlink()
+    code, printed = rig.play("-e", "drain=node1")
+    assert code != 0 and "openclaw-owner" in printed and "drained all the same" in " ".join(printed.split()), printed
+
+
 def test_a_host_that_cannot_be_reached_is_left_out_by_the_balancers_and_not_sent_to_again(rig):
     path = rig.directory / "inventory.yml"
     inventory = yaml.safe_load(path.read_text())["openclaw"]

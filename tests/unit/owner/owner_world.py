@@ -10,7 +10,7 @@ import dataclasses
 import random
 
 from openclaw_owner import decision
-from openclaw_owner.decision import ACQUIRE, FENCE, FREE, GIVING_UP, RELEASE, RELEASING, RENEW, Answer, Lease, Limits, Main, Replica, Seen, State
+from openclaw_owner.decision import ACQUIRE, FENCE, FREE, GIVING_UP, OWNED, RELEASE, RELEASING, RENEW, Answer, Lease, Limits, Main, Replica, Seen, State
 
 STEP = 0.25
 LIMITS = Limits()
@@ -76,7 +76,8 @@ class Gateway:
         self.file, self.written = {one: False for one in SINGLETONS}, dict.fromkeys(SINGLETONS, -100.0)
         self.changed = 0.0
         self.drained, self.hung_until, self.heard, self.born_at, self.busy_until = False, 0.0, 0.0, 0.0, 0.0
-        self.pid = 0
+        #: What its own method has stopped: it is off, whatever the file says.
+        self.pid, self.on, self.begun, self.stopped = 0, set(), {}, set()
 
     def write(self, content):
         for one, on in content.items():
@@ -85,7 +86,7 @@ class Gateway:
                 self.changed = self.world.time
 
     def die(self, back=1.0):
-        self.pid, self.on, self.begun, self.born_at = 0, set(), {}, self.world.time + back
+        self.pid, self.on, self.begun, self.stopped, self.born_at = 0, set(), {}, set(), self.world.time + back
 
     def step(self):
         time = self.world.time
@@ -96,14 +97,26 @@ class Gateway:
         self.heard = time
         for one, wanted in self.file.items():
             since = time - max(self.written[one], self.started)
-            if wanted and since >= BEGINS and one not in self.on:
+            if wanted and since >= BEGINS and one not in self.on | self.stopped:
                 self.begun.setdefault(one, time + HAS - BEGINS)
             if one in self.begun and time >= self.begun[one]:
                 # What has begun comes up, also when the file says something else by now.
                 del self.begun[one]
                 self.on.add(one)
+                # A start that was under way does not know of a stop.
+                self.stopped.discard(one)
             elif not wanted and since >= ENDS and one not in self.begun:
                 self.on.discard(one)
+
+    def answer(self, leaving, keeping):
+        """As lib/handover.js and lib/owned.js do: it stops what is to leave, unless it is busy, and does not say "off" of what is about to begin."""
+        if not self.tells or not self.pid or self.hung:
+            return None
+        self.stopped -= keeping
+        if self.world.time >= self.busy_until:
+            self.stopped |= leaving
+            self.on -= leaving
+        return Answer(self.pid, frozenset(self.on | set(self.begun)), self.world.time, frozenset(leaving - self.stopped))
 
     @property
     def hung(self):
@@ -166,6 +179,7 @@ class Host:
         if self.looked is None or time - self.looked >= 1:
             self.looked = time
             self.request("look", "", "", 0)
+        self.answers = {replica: gateway.answer(*self.asks(replica)) for replica, gateway in self.gateways.items()}
         for name in SINGLETONS:
             state, action, replica = decision.decide(name, self.states[name], self.seen(name), time, LIMITS)
             self.states[name] = state
@@ -186,6 +200,12 @@ class Host:
                 if state.replica == replica:
                     self.states[name] = decision.wrote(state, gateway.changed)
 
+    def asks(self, replica):
+        """What the service asks of a gateway: singletons that are to leave, and to stay."""
+        ours = {name: one for name, one in self.states.items() if one.held and one.replica == replica}
+        leaving = {name for name, one in ours.items() if one.phase == GIVING_UP or one.leaving is not None}
+        return leaving, {name for name, one in ours.items() if one.phase == OWNED and name not in leaving}
+
     def fenced(self, gateway, replica):
         gateway.die()
         self.fencing.discard(replica)
@@ -202,10 +222,8 @@ class Host:
         time = self.world.time
         owned = sum(s.phase != FREE and s.replica == name for s in self.states.values()) + sum(one == name for one in self.busy.values())
         main = Main(gateway.pid, gateway.started if gateway.pid else 0.0, time)
-        busy = frozenset(gateway.on) if time < gateway.busy_until else frozenset()
-        answer = Answer(gateway.pid, frozenset(gateway.on), time, busy) if gateway.tells and gateway.pid and not gateway.hung else None
         down = max(0.0, time - gateway.heard - 6) if gateway.status == "down" else 0.0
-        return Replica(name, gateway.status, 0.0, gateway.heard, main, answer, gateway.tells, owned, down=down)
+        return Replica(name, gateway.status, 0.0, gateway.heard, main, self.answers[name], gateway.tells, owned, down=down)
 
     def request(self, action, name, replica, token):
         """To Redis: it arrives, or not, or late; and so does the answer."""

@@ -47,6 +47,19 @@ def test_a_gateway_that_stands_still_for_a_while_keeps_what_it_has():
     assert world.on("poll") == [before] and world.kills == 0
 
 
+def test_one_that_is_to_leave_while_its_gateway_begins_with_it_is_not_taken_for_off():
+    world = World(4, 2, 1, True)
+    while not (beginning := [one for one in world.gateways if "poll" in one.begun]):
+        world.step()
+    (gateway,) = beginning
+    world.run(0.5)
+    # A gateway that starts takes its time, and its first start of all channels does not know of a stop.
+    gateway.begun["poll"] = world.time + 8
+    world.fault_give(None, gateway, 0)
+    world.run(60)
+    assert len(world.on("poll")) == 1 and world.on("poll") != [gateway.name]
+
+
 def test_a_gateway_that_hangs_is_killed_before_another_has_what_it_has():
     world = World(2, 2, 1, True)
     world.run(15)

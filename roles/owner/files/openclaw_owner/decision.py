@@ -339,8 +339,8 @@ def _leaving(name, state, seen, now, limits):
         return state if state.leaving is None else dataclasses.replace(state, leaving=None, begun=now), ""
     state = dataclasses.replace(state, leaving=now if state.leaving is None else state.leaving)
     answer = replica and replica.answer
-    # Asked before, it had not been told.
-    idle = not (replica and replica.tells) or (answer and answer.at >= state.leaving and name not in answer.busy)
+    # Asked before, it had not been told. What is not on needs no stop.
+    idle = not (replica and replica.tells) or (answer and answer.at >= state.leaving and (name not in answer.busy or name not in answer.on))
     return state, reason if idle or now - state.leaving >= limits.finish else ""
 
 

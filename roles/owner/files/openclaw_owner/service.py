@@ -248,7 +248,8 @@ class Service:
         answer, changed = watched.answer, self._changed.get(path)
         if not answer or changed is None or answer.at < changed + self.config["nudge_seconds"]:
             return False
-        return any((name in answer.on) != (name in on) for name in states)
+        # What is to leave is stopped before its file says so.
+        return any((name in answer.on) != (name in on) for name, state in states.items() if state.leaving is None or not state.on)
 
     def _break(self, what, why):
         if self._broken.get(what) != why:

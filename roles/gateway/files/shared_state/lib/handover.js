@@ -18,7 +18,8 @@ const BREAK_MS = 300;
 const PENDING = `SELECT event_id FROM channel_ingress_events
   WHERE channel_id = ? AND account_id = ? AND status IN ('pending', 'claimed') LIMIT 1`;
 const NOT_STARTED = new Set(["stop-in-flight", "manual-stop"]);
-// Accounts that were stopped in this process, whichever instance of the plugin did it: OpenClaw does not start them by itself.
+// Accounts that were stopped in this process, whichever instance of the plugin did it: OpenClaw does not start them by itself,
+// but for its first start of all channels, which forgets what was stopped before it.
 const STOPPED = (globalThis[Symbol.for("openclaw.ha.stopped-accounts")] ??= new Set());
 
 /**
@@ -36,6 +37,7 @@ export class Handover {
   #now;
   #leaving = new Map(); // account -> {began, held: {over: Promise, end: () => void}|null, timer}
   #underway = new Map(); // account -> [{to, until}]
+  #stopping = new Set(); // accounts whose stop is not over
 
   /** @param {{queue: import("./queue.js").Queue, log: object, now?: () => number}} options */
   constructor({ queue, log, now = Date.now }) {
@@ -59,9 +61,7 @@ export class Handover {
     this.#hold(entry);
     if (!late && this.#sending(account)) return;
     if (!late && this.#pending(account)) return this.#goOn(entry);
-    STOPPED.add(account);
-    const stop = this.#run("channels.stop", account, dispatch).then((done) => (done && done.stopped !== false) || STOPPED.delete(account));
-    await Promise.race([stop, sleep(BREAK_MS, undefined, { ref: false })]);
+    await Promise.race([this.#stop(account, dispatch), sleep(BREAK_MS, undefined, { ref: false })]);
     this.#goOn(entry);
   }
 
@@ -74,6 +74,11 @@ export class Handover {
     if (!started || NOT_STARTED.has(started.outcome?.reason)) STOPPED.add(account);
   }
 
+  /** The gateway says that an account runs. One that does so after it was stopped has been started by somebody else, and is stopped again. */
+  runs(account) {
+    if (!this.#stopping.has(account)) STOPPED.delete(account);
+  }
+
   /** @returns {string[]} accounts that are to leave, and are not stopped */
   busy() {
     return [...this.#leaving.keys()].filter((account) => !STOPPED.has(account)).sort();
@@ -84,10 +89,10 @@ export class Handover {
     return STOPPED.has(account);
   }
 
-  /** Wait until something may be sent for an account. */
-  async pass(account) {
+  /** Wait until something may be sent. The rest of what a chat is being sent already does not wait. */
+  async pass(account, to) {
     const held = this.#leaving.get(account)?.held;
-    if (held) await Promise.race([held.over, sleep(HOLD_MS, undefined, { ref: false })]);
+    if (held && !this.#sendsOf(account).some((one) => one.to === to)) await Promise.race([held.over, sleep(HOLD_MS, undefined, { ref: false })]);
   }
 
   /** Something is being sent from now on. */
@@ -95,10 +100,11 @@ export class Handover {
     this.#underway.set(account, [...this.#sendsOf(account), { to, until: this.#now() + SEND_MS }]);
   }
 
-  /** The provider has taken it. A chat may be called by another name than when it began: then it is the oldest one. */
+  /** The provider has taken it, or it is not sent. */
   end(account, to) {
     const sends = this.#sendsOf(account);
-    sends.splice(Math.max(0, sends.findIndex((one) => one.to === to)), 1);
+    const index = sends.findIndex((one) => one.to === to);
+    if (index >= 0) sends.splice(index, 1);
     if (sends.length) this.#underway.set(account, sends);
     else this.#underway.delete(account);
   }
@@ -106,6 +112,14 @@ export class Handover {
   stop() {
     for (const account of [...this.#leaving.keys()]) this.#forget(account);
     this.#queue.close();
+  }
+
+  async #stop(account, dispatch) {
+    STOPPED.add(account);
+    this.#stopping.add(account);
+    const done = await this.#run("channels.stop", account, dispatch);
+    this.#stopping.delete(account);
+    if (!done || done.stopped === false) STOPPED.delete(account);
   }
 
   async #run(method, account, dispatch) {

@@ -67,7 +67,7 @@ export const createHooks = (current) => ({
     if (REPLAY_GOES_ON.test(content)) return { cancel: true, cancelReason: "the replay is blocked" };
     const { inbound, handover } = await current();
     const account = accountOf(ctx);
-    await handover.pass(account);
+    await handover.pass(account, event.to);
     handover.begin(account, event.to);
     if (ctx?.sessionKey) {
       // Two replicas must not answer one message, and of one that did not run its turn nobody needs to hear.

@@ -104,6 +104,8 @@ export async function handleOwned({ channels, dispatch, handover }, req, res) {
     for (const account of leaving) await handover.leave(account, dispatch);
     for (const account of keeping) await handover.keep(account, isConfigured(channels(), account), dispatch);
     const status = await channelStatus(dispatch);
+    for (const [name, accounts] of Object.entries(status.channelAccounts))
+      for (const { accountId, running } of accounts) if (running === true) handover.runs(`${name}/${accountId}`);
     const owned = ownedAccounts(wanted, channels() ?? {}, status, (account) => handover.isStopped(account));
     return sendJson(res, 200, { pid: process.pid, ...owned, busy: handover.busy() });
   } catch (error) {

@@ -17,11 +17,12 @@ const POLL = "telegram/poll";
 const CTX = { channelId: "telegram", accountId: "poll", conversationId: "1" };
 
 let times = 100;
-let inFlight, now, pending, sent, calls, account, channels, refuse, handover, hooks, said;
+let inFlight, stopTakes, now, pending, sent, calls, account, channels, refuse, handover, hooks, said;
 
 beforeEach(() => {
   globalThis[Symbol.for("openclaw.ha.stopped-accounts")].clear();
   inFlight = false;
+  stopTakes = undefined;
   [now, pending, sent, calls, refuse, said] = [1000, [], [], [], false, []];
   account = { accountId: "poll", running: true, lifecycle: "ready", lastStartAt: 10, lastStopAt: 0 };
   channels = { telegram: { enabled: true, accounts: { poll: { enabled: true } } } };
@@ -36,6 +37,8 @@ async function dispatch(method, params) {
   calls.push([method, `${params.channel}/${params.accountId}`]);
   if (refuse) return { ok: false, error: { message: "not now" } };
   const on = method === "channels.start";
+  if (!on) await stopTakes?.promise;
+  if (!on && account.deaf) return { ok: true, payload: { stopped: false } };
   if (on && inFlight) return { ok: true, payload: { outcome: { status: "retry", reason: "stop-in-flight" } } };
   Object.assign(account, { running: on, lifecycle: on ? "ready" : "stopped", [on ? "lastStartAt" : "lastStopAt"]: ++times });
   return { ok: true, payload: on ? { outcome: { status: "started" } } : { stopped: true } };
@@ -73,12 +76,13 @@ test("what is under way is sent first, what comes meanwhile waits until the acco
   await send("before");
   await send("too", "telegram:2");
   assert.deepEqual((await ask()).busy, [POLL]);
-  const waiting = send("after");
+  const waiting = send("after", "telegram:3");
   await quiet();
   await taken("telegram:2");
   assert.deepEqual([(await ask()).busy, calls, sent], [[POLL], [], ["before", "too"]]);
-  // The chat has another name here.
-  await taken("1");
+  await taken("telegram:4");
+  assert.deepEqual((await ask()).busy, [POLL], "that was another chat's");
+  await taken();
   assert.deepEqual([(await ask()).on, calls.length], [[], 1]);
   await waiting;
   assert.deepEqual(sent, ["before", "too", "after"]);
@@ -91,14 +95,14 @@ test("what has been taken and not begun is begun first, and nothing waits for th
   assert.deepEqual(sent, ["at once"]);
   pending = [];
   await ask();
-  const waiting = send("later");
+  const waiting = send("later", "telegram:2");
   await quiet();
   pending = [POLL];
   await taken();
   assert.deepEqual((await ask()).busy, [POLL]);
   await waiting;
   assert.deepEqual([sent, calls], [["at once", "later"], []]);
-  await taken();
+  await taken("telegram:2");
   pending = ["telegram/other"];
   assert.deepEqual((await ask()).busy, []);
 });
@@ -116,13 +120,13 @@ test("after a while it is stopped whatever is under way", async () => {
 test("one that its owner keeps is started again when the configuration has it, and what waits is sent", async () => {
   await send("under way");
   await ask();
-  const waiting = send("held");
+  const waiting = send("held", "telegram:2");
   await quiet();
   await ask(`keeping=${POLL}`);
   await waiting;
   assert.deepEqual([sent, calls], [["under way", "held"], []]);
   await taken();
-  await taken();
+  await taken("telegram:2");
   await ask();
   channels.telegram.accounts.poll.enabled = false;
   await ask(`keeping=${POLL}`);
@@ -140,6 +144,40 @@ test("one that its owner keeps is started again when the configuration has it, a
 test("one that was not started before it was stopped is on: the gateway's first start forgets the stop", async () => {
   Object.assign(account, { running: false, lifecycle: "stopped", lastStartAt: null, lastStopAt: null });
   assert.deepEqual((await ask()).on, [POLL]);
+});
+
+test("one that runs again is stopped again, and one whose stop is not over is not stopped twice", async () => {
+  await ask();
+  Object.assign(account, { running: true, lifecycle: "ready", lastStartAt: ++times });
+  assert.deepEqual((await ask()).on, [POLL]);
+  assert.deepEqual([(await ask()).on, calls.length], [[], 2]);
+  // A stop that takes its time.
+  Object.assign(account, { running: true, lifecycle: "ready", lastStartAt: ++times });
+  await ask("");
+  stopTakes = Promise.withResolvers();
+  assert.deepEqual((await ask()).on, [POLL]);
+  assert.deepEqual((await ask()).on, [POLL]);
+  assert.equal(calls.length, 3);
+  stopTakes.resolve();
+  await quiet();
+  assert.deepEqual((await ask()).on, []);
+});
+
+test("a stop that came to nothing is tried again", async () => {
+  account.deaf = true;
+  assert.deepEqual((await ask()).busy, [POLL]);
+  assert.deepEqual([(await ask()).on, calls.length], [[POLL], 2]);
+});
+
+test("the rest of what a chat is being sent does not wait", async () => {
+  await send("one of two");
+  await ask();
+  await send("two of two");
+  const other = send("another chat's", "telegram:2");
+  await quiet();
+  assert.deepEqual(sent, ["one of two", "two of two"]);
+  handover.stop();
+  await other;
 });
 
 test("one whose stop is not over is started again later", async () => {
@@ -196,7 +234,7 @@ test("without another word from the owner what waits is sent", async () => {
   mock.timers.enable({ apis: ["setTimeout"] });
   try {
     await ask();
-    const waiting = send("held");
+    const waiting = send("held", "telegram:2");
     mock.timers.tick(7900);
     await ask();
     mock.timers.tick(7900);

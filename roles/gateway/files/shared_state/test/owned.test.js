@@ -26,7 +26,7 @@ async function ask(query, { configured = { telegram: POLL }, dispatch }) {
       this.body = JSON.parse(text);
     },
   };
-  await handleOwned({ channels: () => configured, dispatch, handover: { isStopped: () => false, busy: () => [] } }, { url: `/api/v1/owned${query}` }, res);
+  await handleOwned({ channels: () => configured, dispatch, handover: { isStopped: () => false, runs() {}, busy: () => [] } }, { url: `/api/v1/owned${query}` }, res);
   return { status: res.status, body: res.body };
 }
 const answering = (channelAccounts, more) => async () => ({ ok: true, payload: { channelAccounts, ...more } });
