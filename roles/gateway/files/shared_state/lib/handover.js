@@ -17,10 +17,10 @@ const BREAK_MS = 300;
 // What has been taken from a provider, and has not become a turn: a stop in that moment loses it (seen).
 const PENDING = `SELECT event_id FROM channel_ingress_events
   WHERE channel_id = ? AND account_id = ? AND status IN ('pending', 'claimed') LIMIT 1`;
-const NOT_STARTED = new Set(["stop-in-flight", "manual-stop"]);
 // Accounts that were stopped in this process, whichever instance of the plugin did it: OpenClaw does not start them by itself,
-// but for its first start of all channels, which forgets what was stopped before it.
-const STOPPED = (globalThis[Symbol.for("openclaw.ha.stopped-accounts")] ??= new Set());
+// but for its first start of all channels, which forgets what was stopped before it. account -> is it surely stopped still?
+// One of which that is not sure (its stop took too long, somebody has started it) is kept: it may need a start all the same.
+const STOPPED = (globalThis[Symbol.for("openclaw.ha.stopped-accounts")] ??= new Map());
 
 /**
  * Stops an account that another replica is to get, between two messages.
@@ -55,7 +55,7 @@ export class Handover {
     const entry = this.#leaving.get(account);
     clearTimeout(entry.timer);
     entry.timer = setTimeout(() => this.#forget(account), LEAVE_MS).unref();
-    if (STOPPED.has(account)) return;
+    if (this.isStopped(account)) return;
     const late = this.#now() >= entry.began + FINISH_MS;
     if (!late && !entry.held && this.#pending(account)) return;
     this.#hold(entry);
@@ -68,25 +68,25 @@ export class Handover {
   /** The owner has it on here: it goes on, or is started again when the configuration in force has it. */
   async keep(account, enabled, dispatch) {
     this.#forget(account);
-    if (!enabled || !STOPPED.delete(account)) return;
+    if (!enabled || !STOPPED.has(account)) return;
     const started = await this.#run("channels.start", account, dispatch);
-    // It says so, and stays stopped, while its stop is not over.
-    if (!started || NOT_STARTED.has(started.outcome?.reason)) STOPPED.add(account);
+    // While its stop is not over a start is none, and the gateway says why.
+    if (started?.outcome?.status === "handed-off") STOPPED.delete(account);
   }
 
   /** The gateway says that an account runs. One that does so after it was stopped has been started by somebody else, and is stopped again. */
   runs(account) {
-    if (!this.#stopping.has(account)) STOPPED.delete(account);
+    if (STOPPED.has(account) && !this.#stopping.has(account)) STOPPED.set(account, false);
   }
 
   /** @returns {string[]} accounts that are to leave, and are not stopped */
   busy() {
-    return [...this.#leaving.keys()].filter((account) => !STOPPED.has(account)).sort();
+    return [...this.#leaving.keys()].filter((account) => !this.isStopped(account)).sort();
   }
 
   /** Was it stopped here, and not started again? The gateway itself does not start it then. */
   isStopped(account) {
-    return STOPPED.has(account);
+    return STOPPED.get(account) === true;
   }
 
   /** Wait until something may be sent. The rest of what a chat is being sent already does not wait. */
@@ -115,11 +115,11 @@ export class Handover {
   }
 
   async #stop(account, dispatch) {
-    STOPPED.add(account);
+    STOPPED.set(account, true);
     this.#stopping.add(account);
     const done = await this.#run("channels.stop", account, dispatch);
     this.#stopping.delete(account);
-    if (!done || done.stopped === false) STOPPED.delete(account);
+    if (done?.stopped !== true) STOPPED.set(account, false);
   }
 
   async #run(method, account, dispatch) {

@@ -41,7 +41,7 @@ async function dispatch(method, params) {
   if (!on && account.deaf) return { ok: true, payload: { stopped: false } };
   if (on && inFlight) return { ok: true, payload: { outcome: { status: "retry", reason: "stop-in-flight" } } };
   Object.assign(account, { running: on, lifecycle: on ? "ready" : "stopped", [on ? "lastStartAt" : "lastStopAt"]: ++times });
-  return { ok: true, payload: on ? { outcome: { status: "started" } } : { stopped: true } };
+  return { ok: true, payload: on ? { outcome: { status: "handed-off" } } : { stopped: true } };
 }
 
 /** The owner's question. */
@@ -167,6 +167,32 @@ test("a stop that came to nothing is tried again", async () => {
   account.deaf = true;
   assert.deepEqual((await ask()).busy, [POLL]);
   assert.deepEqual([(await ask()).on, calls.length], [[POLL], 2]);
+});
+
+test("one of which it is not sure that it is stopped is started all the same when its owner keeps it", async () => {
+  // Its stop takes too long: the gateway says that it runs, and does not start it any more.
+  account.deaf = true;
+  await ask();
+  Object.assign(account, { deaf: false, running: false, lifecycle: "stopped", lastStopAt: ++times });
+  await ask(`keeping=${POLL}`);
+  assert.deepEqual([account.running, calls.at(-1)], [true, ["channels.start", POLL]]);
+  // The gateway is asked in the moment in which the stop ends, and says that it runs.
+  stopTakes = Promise.withResolvers();
+  await ask();
+  const slow = async (method, params) => {
+    const answer = structuredClone(await dispatch(method, params));
+    if (method === "channels.status") {
+      stopTakes.resolve();
+      await quiet();
+    }
+    return answer;
+  };
+  await handleOwned({ channels: () => channels, dispatch: slow, handover }, { url: "/api/v1/owned?channels=telegram" }, { writeHead() {}, end() {} });
+  assert.deepEqual([account.running, handover.isStopped(POLL)], [false, false]);
+  await ask(`keeping=${POLL}`);
+  assert.equal(account.running, true);
+  await ask(`keeping=${POLL}`);
+  assert.equal(calls.filter(([method]) => method === "channels.start").length, 2);
 });
 
 test("the rest of what a chat is being sent does not wait", async () => {
