@@ -10,6 +10,8 @@ from ansible_collections.openclaw.ha.plugins.module_utils.status import columns
 STATES = ("drained", "ready")
 #: Verdicts of replicas that answer people.
 GOOD = ("ok", "degraded")
+#: The verdict of one whose switch has been turned.
+DRAINED = "draining"
 
 
 def chosen(topology, what):
@@ -55,11 +57,13 @@ def plan(topology, what, state, verdicts, balancers, force=False):
     elif state == "drained" and not force:
         for datacenter in dict.fromkeys(one["datacenter"] for one in picked):
             here = [one["id"] for one in topology["replicas"] if one["datacenter"] == datacenter]
-            leaves = [name for name in here if name in serving and name not in found["replicas"]]
-            if any(name in serving for name in found["replicas"]) and not leaves:
+            left = [name for name in here if name in serving and name not in found["replicas"]]
+            # The last one may be short of time just now: drained, it would be out when it is well again.
+            if not left and any(verdicts.get(name) != DRAINED for name in found["replicas"]):
                 others = ", ".join(f"{name} {verdicts.get(name) or 'does not answer'}" for name in here if name not in found["replicas"])
+                now = "" if any(name in serving for name in found["replicas"]) else " They do not serve now, and drained they would not when they are well."
                 found["problem"] = (
-                    f"Without {', '.join(found['replicas'])} no replica of the datacenter {datacenter} would serve ({others or 'there is no other'}). "
+                    f"Without {', '.join(found['replicas'])} no replica of the datacenter {datacenter} would serve ({others or 'there is no other'}).{now} "
                     f"Bring another one back first, or say -e drain_force=true."
                 )
     return found

@@ -43,6 +43,8 @@ def test_an_unknown_state_is_refused():
         ({"node1-1": "ok", "node1-2": "ok", "node2-1": "down"}, "node2-1 down"),
         ({"node1-1": "ok", "node1-2": "ok", "node2-1": "draining"}, "node2-1 draining"),
         ({"node1-1": "ok", "node1-2": "ok"}, "node2-1 does not answer"),
+        ({"node1-1": "draining", "node1-2": "down", "node2-1": "draining"}, "They do not serve now, and drained they would not when they are well."),
+        ({}, "They do not serve now"),
     ],
 )
 def test_the_last_replicas_that_serve_stay(verdicts, told):
@@ -66,8 +68,12 @@ def test_without_agents_a_balancer_that_checks_is_believed():
     assert "no replica" in plan("node1", verdicts={}, balancers=seen(node1_1=True, node1_2=True, node2_1=None))["problem"]
 
 
-def test_what_serves_nobody_may_always_be_drained():
-    assert plan("node2", verdicts={"node2-1": "down"})["problem"] == ""
+def test_what_serves_nobody_may_be_drained_beside_one_that_serves():
+    assert plan("node2", verdicts={"node1-1": "ok", "node2-1": "down"})["problem"] == ""
+
+
+def test_what_is_drained_may_be_drained_again():
+    assert plan("node1", verdicts={"node1-1": "draining", "node1-2": "draining"})["problem"] == ""
 
 
 def test_each_datacenter_keeps_a_replica_of_its_own():
