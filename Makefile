@@ -21,7 +21,7 @@ test: ## everything that CI runs
 	@lab/bootstrap
 	@tests/run
 
-lint unit js sanity e2e long: ## one part of `make test`; long, which is none: every fault, and Redis on Debian 13
+lint unit js sanity e2e long: ## one part of `make test`; long, which is none: every fault, and all of Redis
 	@lab/bootstrap
 	@tests/run $@
 

@@ -73,6 +73,7 @@ def saved(set_up):
     return saver(set_up)
 
 
+@pytest.mark.smoke
 def test_one_replica_saves_and_proves(set_up, saved):
     assert saved != set_up.primary()
     record = status(set_up, saved)["records"]
@@ -106,6 +107,7 @@ def restore(servers, check=True, options=(), **more):
     return playbook.run(servers.cluster, "restore", *options, variables={**VARIABLES, "restore_snapshot": "latest", **more}, check=check)
 
 
+@pytest.mark.smoke
 def test_restored_as_it_was(set_up, saved):
     everywhere(set_up, saved)
     admin = set_up.client(set_up.primary())
@@ -159,6 +161,7 @@ def test_from_servers_that_have_lost_everything(set_up, saved):
         ({"backup_repository": "/var/backups/nothing-there"}, "there is no repository"),
     ],
 )
+@pytest.mark.smoke
 def test_refused_before_anything_is_changed(set_up, saved, variables, words):
     everywhere(set_up, saved)
     before = {node["host"]: set_up.client(node).info("server")["run_id"] for node in set_up.nodes}

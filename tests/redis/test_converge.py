@@ -36,6 +36,7 @@ def setting(servers, name):
     return {servers.client(node).config_get(name)[name] for node in servers.nodes}
 
 
+@pytest.mark.smoke
 def test_a_run_after_a_failover_changes_nothing(servers, elected):
     before = run_ids(servers)
     played = playbook.run(servers.cluster, "site")
@@ -56,6 +57,7 @@ def test_sentinels_that_lost_their_files_are_healed(servers, elected):
     assert all(servers.client(node, "app").get(KEY) == "still here" for node in servers.nodes)
 
 
+@pytest.mark.smoke
 def test_two_nodes_that_claim_to_be_primary_are_refused_by_name(servers, elected):
     other = next(node for node in servers.nodes if node != elected)
     # Without the Sentinels, which would decide it within seconds.

@@ -19,6 +19,7 @@ def comparison(cluster):
     return result["faults"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_acknowledged_is_lost_doubled_or_reordered(comparison, name):
     found = comparison[name]["ours"]
@@ -26,12 +27,14 @@ def test_nothing_acknowledged_is_lost_doubled_or_reordered(comparison, name):
     assert found["acknowledged"] >= 100
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["killed", "frozen", "partitioned", "one-sentinel-gone", "switched"])
 def test_writes_are_acknowledged_again_soon_after_down_after(comparison, name):
     found = comparison[name]["ours"]
     assert found["gap"] <= found["down_after"] + ELECTION
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["frozen", "partitioned", "switched"])
 def test_the_same_fault_costs_a_plain_set_what_it_acknowledged(comparison, name):
     """Else the fault was none, and that the cluster lost nothing would say nothing."""

@@ -137,6 +137,7 @@ def test_a_new_password_under_load_fails_no_write(servers, cluster, evidence):
     assert not any(played.changed.values()), played.changes
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", ["redis", "sentinel"])
 def test_nobody_gets_in_without_the_right_credential(servers, kind):
     """From this machine, which is in no group; docs/security.md says what each user may do, and the scenario default tries it."""
@@ -161,6 +162,7 @@ def test_nobody_gets_in_without_the_right_credential(servers, kind):
             assert re.search(expected, f"{type(refused.value).__name__}: {refused.value}"), f"{node['host']}, {what}: {refused.value!r}"
 
 
+@pytest.mark.smoke
 def test_the_gateways_user_cannot_administrate(servers):
     for node in servers.nodes:
         for words in (("CONFIG", "GET", "*"), ("REPLICAOF", "NO", "ONE"), ("FLUSHALL",), ("ACL", "LIST"), ("GET", "elsewhere")):
