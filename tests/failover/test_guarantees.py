@@ -33,7 +33,7 @@ RUNS = {
     "passwords rotated": ("passwords rotated", 0, {"seconds": 120}),
     **{name: (name, 20, {"seconds": 40}) for name in FAULTS if name.startswith("provider ")},
 }
-#: Those of `make test`: a gateway, Redis, and everything at once. The others are run by `make long`.
+#: Those of `make test`: Redis, and everything at once. The others are run by `make long`.
 SMOKE = {"redis primary killed", "hosts killed"}
 
 

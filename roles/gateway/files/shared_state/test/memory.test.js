@@ -39,6 +39,9 @@ function make(answers) {
   return { memory: new Memory({ store, log, metrics }), said, asked, told, metrics };
 }
 
+// Room is made until 80 % are used, and buffers of connections, 0.9 % each here, come and go.
+const LEAST = 0.765;
+
 test("with room enough nothing is done and nothing said", async () => {
   const { memory, said, asked, told } = make([{ used: 85 }, { used: 500, max: 0 }]);
   await memory.look();
@@ -224,7 +227,7 @@ test("full: the longest idle histories go, and nothing else", async (t) => {
   assert.equal(await client.zcard("oc:idle"), left);
   const after = await client.info("memory");
   const [now, max] = ["used_memory", "maxmemory"].map((name) => Number(new RegExp(`\n${name}:(\\d+)`).exec(after)[1]));
-  assert.ok(now < max * 0.82 && now > max * 0.765, `${now} of ${max}`);
+  assert.ok(now < max * 0.82 && now > max * LEAST, `${now} of ${max}`);
   assert.ok(said.some((text) => text.includes(`conversations_dropped conversations=${dropped} `)));
   assert.equal(metrics.get("conversations_dropped"), dropped);
   const [[, fields]] = await client.xrange("oc:events", "-", "+");
@@ -273,8 +276,7 @@ test("several replicas at once drop what one would", async (t) => {
   await Promise.all(all.map(({ memory }) => memory.look()));
   const info = await client.info("memory");
   const [used, max] = ["used_memory", "maxmemory"].map((name) => Number(new RegExp(`\n${name}:(\\d+)`).exec(info)[1]));
-  // Buffers of connections, 46 kB each, come and go.
-  assert.ok(used > max * 0.765 && used < max * 0.85, `${used} of ${max}`);
+  assert.ok(used > max * LEAST && used < max * 0.85, `${used} of ${max}`);
   const sum = all.reduce((total, { metrics }) => total + metrics.get("conversations_dropped"), 0);
   assert.equal(sum, 300 - (await count("conv")));
   assert.ok(sum > 30 && sum < 200, String(sum));
