@@ -3,11 +3,15 @@
 import http.client
 import json
 import shlex
+import time
 
 import pytest
 import requests
 
 from lab.shell import wait_for
+
+#: At how many moments of a turn a client hangs up.
+MOMENTS = 40
 
 
 def chat(cluster, via, user, text, **more):
@@ -86,6 +90,27 @@ def test_a_client_that_hangs_up_leaves_no_trace(llm, user):
     for via in (first, second):
         llm.reply(f"{user} three by {via}", user, via=via)
     assert llm.shown(user)[-1] == [f"{user} one", f"{user} three by {first}", f"{user} three by {second}"]
+
+
+def test_a_client_that_hangs_up_at_any_moment_and_repeats_elsewhere_gets_one_turn(cluster, user):
+    """As behind a balancer that takes a stalled replica out: it cuts the request off there and sends it to another one."""
+    first, second, _third = cluster.replicas
+    headers = {"Authorization": f"Bearer {cluster.token}", "Content-Type": "application/json"}
+    began = time.monotonic()
+    cluster.reply(f"{user} zero", f"{user}-first", via=first)
+    longest = 2 * (time.monotonic() - began)
+    users = [f"{user}-{number}" for number in range(MOMENTS)]
+    for number, one in enumerate(users):
+        client = http.client.HTTPConnection(first, timeout=60)
+        body = json.dumps({"channel": "web", "user_id": one, "message": f"{one} one"})
+        client.request("POST", "/api/v1/message", body, headers | {"Idempotency-Key": one})
+        # Not a wait for anything: the moment is what the test goes through.
+        time.sleep(longest * number / MOMENTS)
+        client.close()
+        cluster.reply(f"{one} one", one, via=second, **{"Idempotency-Key": one})
+    for one in users:
+        cluster.reply(f"{one} two", one, via=second)
+        assert cluster.shown(one)[-1] == [f"{one} one", f"{one} two"]
 
 
 def outcomes(cluster, match):

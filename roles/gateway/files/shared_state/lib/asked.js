@@ -5,25 +5,37 @@
 import { randomUUID } from "node:crypto";
 import fs from "node:fs/promises";
 import path from "node:path";
+import { plain } from "./history.js";
+
+// The gateway begins a turn at once, also one that nobody waits for any more, unless it stood still.
+const BEGINS_MS = 60000;
+const GRACE_MS = 60000;
 
 /**
- * Requests of POST /api/v1/message whose turn is running: one small file each, on disk before the turn begins.
+ * Requests of POST /api/v1/message whose turn may still be stored: one small file each, on disk before the turn begins.
  *
- * A gateway that dies between a turn's end and its commit finds the turn in its own outbox at its next start, without
- * the request that it answers. By then another replica may have answered the client's repetition: only the idempotency
- * key tells that the two are one.
+ * Only the idempotency key tells that a turn and the repetition of its request are one. It is not at hand when a gateway
+ * that died between a turn's end and its commit finds the turn in its own outbox at its next start, nor when the request
+ * was cut off and the gateway, which stood still meanwhile, runs its turn all the same. By then another replica may have
+ * answered the repetition.
  */
 export class Asked {
   #dir;
   #ttlMs;
+  #turnMs;
   #log;
   #left = []; // notes of an earlier life, oldest first
+  #notes = new Map(); // notes of this life by name, oldest first
   #opened = 0; // when this life began, ms
 
-  /** @param {{dir: string, ttlMs: number, log: object}} options ttlMs: as long as an idempotency key has a meaning */
-  constructor({ dir, ttlMs, log }) {
+  /**
+   * @param {{dir: string, ttlMs: number, turnMs: number, log: object}} options ttlMs: as long as an idempotency key has
+   *   a meaning; turnMs: the longest turn
+   */
+  constructor({ dir, ttlMs, turnMs, log }) {
     this.#dir = dir;
     this.#ttlMs = ttlMs;
+    this.#turnMs = turnMs;
     this.#log = log;
   }
 
@@ -52,10 +64,12 @@ export class Asked {
   async begin(sessionKey, request) {
     const { message: _message, ...known } = request;
     const name = `${randomUUID()}.json`;
+    const at = Date.now();
+    this.#notes.set(name, { name, sessionKey, at, request });
     try {
       const file = await fs.open(path.join(this.#dir, name), "wx", 0o600);
       try {
-        await file.writeFile(JSON.stringify({ sessionKey, at: Date.now(), request: known }));
+        await file.writeFile(JSON.stringify({ sessionKey, at, request: known }));
         await file.datasync();
       } finally {
         await file.close();
@@ -71,19 +85,29 @@ export class Asked {
 
   /** The request's turn has ended, in whatever way. */
   async end(name) {
+    this.#notes.delete(name);
     await fs.rm(path.join(this.#dir, name), { force: true }).catch(() => {});
   }
 
+  /** Nobody waits for the request's turn any more, which the gateway may still run and store. */
+  giveUp(name) {
+    setTimeout(() => void this.end(name), this.#turnMs + GRACE_MS).unref();
+  }
+
   /**
-   * The request that a turn of an earlier life answers: the session's newest one of before the turn.
+   * The request that a turn answers: of this life one with its words, of an earlier one the session's newest of before it.
    * @param {string} sessionKey
-   * @param {number} at when the turn's user spoke, ms
+   * @param {{said: number, text: string}} turn when its user spoke (ms), and what
    * @returns {Promise<import("./request.js").Request|undefined>}
    */
-  async take(sessionKey, at) {
-    // Of this life, its request is known: an older note is not its own.
-    if (at > this.#opened) return undefined;
-    const note = this.#left.findLast((one) => one.sessionKey === sessionKey && one.at <= at);
+  async take(sessionKey, { said, text }) {
+    const before = (note) => note.sessionKey === sessionKey && note.at <= said;
+    // What the gateway kept of a turn without an end stands in front of the words of the next one.
+    const meant = ({ at, request }) => said < at + BEGINS_MS && plain(text).endsWith(plain(request.message));
+    const note =
+      said > this.#opened
+        ? [...this.#notes.values()].findLast((one) => before(one) && meant(one))
+        : this.#left.findLast(before);
     if (!note) return undefined;
     this.#left = this.#left.filter((one) => one !== note);
     await this.end(note.name);

@@ -8,12 +8,15 @@ import {
   cleanTurn,
   estimateAll,
   mergePending,
+  plain,
   replyOf,
   runTurn,
   saidAt,
+  storedUnhanded,
   trimTurns,
   turnsOf,
   turnSuffix,
+  UNHANDED,
 } from "./history.js";
 import { parseSessionKey } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
@@ -24,28 +27,23 @@ import { closeGivenUpTurn } from "./transcript.js";
 export const ENGINE_ID = "shared-state";
 const LAST_COMPACTION = 3;
 
-/** Text as far as the gateway keeps it: it trims and folds white space. */
-const plain = (text) => (text ?? "").replace(/\s+/g, " ").trim();
-
 const newOwner = (runtime) => `${runtime.config.replica}/${randomUUID()}`;
 
-/** Turns that the gateway answered and did not hand over have ids that begin with this. */
-const UNHANDED = "unhanded-";
-
-/** Whether two turns say the same: what a user wrote, and the answer. */
-const sameWords = (a, b) =>
-  replyOf(a.messages) === replyOf(b.messages) && plain(askedIn(a.messages)) === plain(askedIn(b.messages));
+/** What stores a turn under the key of a request that nobody waits for any more, if there is one that it answers. */
+async function idempotentLate({ asked }, sessionKey, { messages, replica }) {
+  const request = await asked.take(sessionKey, { said: saidAt(messages), text: askedIn(messages) });
+  return idempotencyOf(request, replica, replyOf(messages));
+}
 
 /** A turn that nobody is working on: the gateway ended, or gave up, between its answer and its commit. */
 async function keepLeftover(runtime, conv, turn, sessionKey) {
-  const { asked, spool, store } = runtime;
+  const { spool, store } = runtime;
   const view = await store.read(conv).catch(() => runtime.recent.get(conv.id));
   const stored = mergePending(view?.turns ?? [], spool.pendingTurns(conv.id));
-  const known = ({ id, replica }) => id.startsWith(UNHANDED) && replica === turn.replica;
-  if (stored.some((other) => known(other) && sameWords(other, turn))) return { status: "duplicate" };
-  const request = await asked.take(sessionKey, saidAt(turn.messages));
-  const idempotent = idempotencyOf(request, turn.replica, replyOf(turn.messages));
-  await runtime.keep({ op: "turn", conv, turn, base: "", epoch: "", owner: newOwner(runtime), ...idempotent });
+  if (storedUnhanded(stored, turn)) return { status: "duplicate" };
+  const idempotent = await idempotentLate(runtime, sessionKey, turn);
+  const owner = newOwner(runtime);
+  await runtime.keep({ op: "turn", conv, turn, base: "", epoch: "", owner, leftover: true, ...idempotent });
   return { status: "committed" };
 }
 
@@ -154,7 +152,9 @@ export class TurnEngine {
       base: this.#base,
       epoch: this.#epoch,
       owner: this.#lock?.owner ?? newOwner(runtime),
-      ...this.#reservation?.idempotent(replyOf(turn.messages)),
+      ...(this.#reservation
+        ? this.#reservation.idempotent(replyOf(turn.messages))
+        : await idempotentLate(runtime, sessionKey, turn)),
     };
     try {
       if (!this.#locked || runtime.spool.blocks(conv.id)) return await this.#keep(runtime, record);
@@ -316,6 +316,10 @@ export class TurnEngine {
     await this.#lock.release();
     if (this.#reservation) {
       this.#report("refused");
+      return { status: "committed" };
+    }
+    if (record.idempotency) {
+      runtime.log.info(`A turn of ${record.conv.id} whose client is gone was overtaken and is not appended`);
       return { status: "committed" };
     }
     runtime.log.warn(`A turn of ${record.conv.id} lost its lock and is appended after what came between`);

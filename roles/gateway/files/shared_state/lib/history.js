@@ -59,6 +59,9 @@ export const replyOf = (messages) => textOf(messages.findLast(({ role }) => role
 /** The first user message's text in a turn. */
 export const askedIn = (messages) => textOf(messages.find(({ role }) => role === "user"));
 
+/** Text as far as the gateway keeps it: it trims and folds white space. */
+export const plain = (text) => (text ?? "").replace(/\s+/g, " ").trim();
+
 /** When a turn's user spoke, ms; 0 when nobody knows. */
 export const saidAt = (messages) => messages.find(({ role }) => role === "user")?.timestamp ?? 0;
 
@@ -150,6 +153,23 @@ export function runTurn(messages, lastHistory) {
   const turn = messages.slice(Math.max(from, 0));
   return turn[0].role === "user" ? turn : [];
 }
+
+/** Ids of turns that the gateway answered and did not hand over begin with this. */
+export const UNHANDED = "unhanded-";
+
+/**
+ * Is a turn that the gateway hands over at last among those that were stored without waiting for it?
+ * @param {Turn[]} turns
+ * @param {Turn} turn
+ */
+export const storedUnhanded = (turns, turn) =>
+  turns.some(
+    ({ id, replica, messages }) =>
+      id.startsWith(UNHANDED) &&
+      replica === turn.replica &&
+      replyOf(messages) === replyOf(turn.messages) &&
+      plain(askedIn(messages)) === plain(askedIn(turn.messages)),
+  );
 
 /**
  * Turns of a conversation followed by those that have not reached Redis yet.

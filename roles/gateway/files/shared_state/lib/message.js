@@ -207,6 +207,8 @@ class MessageTurn {
     reservations.set(this.sessionKey, reservation);
     const noted = await this.runtime.asked.begin(this.sessionKey, this.request);
     const timeout = AbortSignal.timeout(config.turnTimeoutSeconds * 1000);
+    // Whether the gateway has said how the turn ended. Else it may still end it, and store it.
+    let ended = false;
     try {
       const { status, body } = await postJson(new URL("/v1/chat/completions", config.gatewayUrl), {
         headers: {
@@ -216,6 +218,7 @@ class MessageTurn {
         body: { model: "openclaw/default", messages: [{ role: "user", content: this.request.message }] },
         signal: AbortSignal.any([this.signal, timeout]),
       });
+      ended = status !== 200 || reservation.outcome !== undefined;
       const reply = body?.choices?.[0]?.message?.content;
       // A gateway that is busy with its own start or end refuses turns before they begin.
       if (status === 500 && !reservation.adopted) return { outcome: "refused" };
@@ -246,7 +249,8 @@ class MessageTurn {
       throw new HttpError(503, "gateway_unavailable", "This gateway takes no new turns now.", { retryAfter: 1 });
     } finally {
       if (reservations.get(this.sessionKey) === reservation) reservations.delete(this.sessionKey);
-      await this.runtime.asked.end(noted);
+      if (ended) await this.runtime.asked.end(noted);
+      else this.runtime.asked.giveUp(noted);
       await lock.release();
     }
   }

@@ -2,6 +2,7 @@
 // GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 // SPDX-License-Identifier: GPL-3.0-or-later
 
+import { storedUnhanded } from "./history.js";
 import { ConversationLock } from "./lock.js";
 import { RedisAway } from "./outage.js";
 
@@ -91,7 +92,12 @@ export class Replayer {
     }
     const lock = new ConversationLock(this.#store, this.#config, conv, owner);
     try {
-      await lock.acquire({ waitMs: 0, once: true });
+      const view = await lock.acquire({ waitMs: 0, once: true });
+      // Redis may have been away when the gateway handed it over.
+      if (record.leftover && storedUnhanded(view.turns, record.turn)) {
+        await lock.release();
+        return true;
+      }
       const { status, seq, late, confirmed } = await this.#store.commit(record, { mode: "kept", once: true });
       if (status === "fenced") return false;
       if (status === "committed" || status === "duplicate") this.#onWritten(conv, { ...record.turn, seq, late });

@@ -79,6 +79,7 @@ export class Runtime {
     this.asked = new Asked({
       dir: path.join(config.spoolDir, "asked"),
       ttlMs: config.idempotencyTtlSeconds * 1000,
+      turnMs: config.turnTimeoutSeconds * 1000,
       log,
     });
     this.replayer = new Replayer({

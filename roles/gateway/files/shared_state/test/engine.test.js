@@ -283,6 +283,19 @@ test("not handed over while Redis is away: it is kept once", async () => {
   assert.deepEqual(redis.texts("web:bob"), ["m1"]);
 });
 
+test("handed over to the next life of the gateway, while Redis is away: it is stored once", async () => {
+  const redis = new FakeRedis();
+  const asked = await unhanded(await replica(redis, "A"), "m1");
+  const life = await replica(redis, "A");
+  redis.away = true;
+  await engineOf(life).commitTurn({ advancementKey: "late", sessionKey: KEY, messages: [asked, answerMessage("ok")] });
+  redis.away = false;
+  await life.replayer.all();
+  assert.deepEqual(redis.texts("web:bob"), ["m1"]);
+  assert.equal(life.spool.size, 0);
+  assert.equal(redis.of({ id: "web:bob" }).owner, null);
+});
+
 test("a run that ended without an answer is given up", async () => {
   const { redis, a } = await pair();
   await unhanded(a, "m1", { ...answerMessage("half"), stopReason: "aborted" });

@@ -8,7 +8,18 @@ import fs from "node:fs/promises";
 import path from "node:path";
 import { after, before, test } from "node:test";
 import { createHooks } from "../lib/hooks.js";
-import { answerMessage, assemble, FakeRedis, gateway, post, replica, userMessage } from "./support/rig.js";
+import { parseRequest } from "../lib/request.js";
+import {
+  answerMessage,
+  assemble,
+  engineOf,
+  FakeRedis,
+  gateway,
+  KEY,
+  post,
+  replica,
+  userMessage,
+} from "./support/rig.js";
 
 let redis;
 let a;
@@ -167,9 +178,11 @@ test("the commit stores the answer, so that a crash before the reply costs nothi
 
 test("a request is noted on disk while its turn runs, without its text, and no longer", async () => {
   const dir = path.join(a.config.spoolDir, "asked");
+  // Requests of earlier tests, of whose turns nobody knows.
+  const before = await fs.readdir(dir);
   let during;
   behaviour = async (context) => {
-    const names = await fs.readdir(dir);
+    const names = (await fs.readdir(dir)).filter((name) => !before.includes(name));
     during = await Promise.all(names.map((name) => fs.readFile(path.join(dir, name), "utf8")));
     return assemble(context);
   };
@@ -179,7 +192,7 @@ test("a request is noted on disk while its turn runs, without its text, and no l
   assert.ok(!during[0].includes("private words"));
   behaviour = () => 500;
   assert.notEqual((await post(a, "hi", { key: "k2" })).status, 200);
-  assert.deepEqual(await fs.readdir(dir), []);
+  assert.deepEqual(await fs.readdir(dir), before);
 });
 
 test("a disk that takes no notes stops no turn", async () => {
@@ -267,6 +280,98 @@ test("a client that hangs up: nothing is written, nothing stays locked", async (
   await finished;
   while (redis.of({ id: "web:bob" }).owner || redis.claims.has("k")) await new Promise(setImmediate);
   assert.deepEqual(redis.texts("web:bob"), []);
+});
+
+/**
+ * A request whose client hangs up before the gateway has asked for the history; its key and its lock are free again.
+ * @param {(context: object) => Promise<*>} run what the gateway does all the same
+ * @returns {Promise<() => Promise<void>>} lets the gateway do it; settled when its turn has ended
+ */
+async function hungUp(key, run) {
+  const gone = new AbortController();
+  const going = Promise.withResolvers();
+  let over;
+  behaviour = async (context) => {
+    behaviour = assemble;
+    ({ over } = context);
+    gone.abort();
+    await going.promise;
+    return run(context);
+  };
+  await assert.rejects(post(a, "hi", { key, signal: gone.signal }));
+  while (redis.of({ id: "web:bob" }).owner || redis.claims.has(key)) await new Promise(setImmediate);
+  return () => {
+    going.resolve();
+    return over;
+  };
+}
+
+test("a turn that is run after its client was cut off, and after its repetition was answered, is not stored", async () => {
+  const go = await hungUp("cut-1", assemble);
+  assert.equal((await post(b, "hi", { key: "cut-1" })).replica, "B");
+  await go();
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+  assert.equal(redis.claims.get("cut-1").body.replica, "B");
+});
+
+test("a turn that is run after its client was cut off is the answer to the repetition that comes later", async () => {
+  const go = await hungUp("cut-2", assemble);
+  await go();
+  const { replica: name, headers } = await post(b, "hi", { key: "cut-2" });
+  assert.deepEqual([name, headers.get("idempotency-replayed")], ["A", "true"]);
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+});
+
+test("of a turn without a client and its repetition, which overtakes it, one is stored", async () => {
+  const go = await hungUp("cut-3", async (context) => {
+    await assemble(context);
+    // As after a failover: the lock is lost.
+    redis.of({ id: "web:bob" }).owner = null;
+    assert.equal((await post(b, "other", { key: "other" })).status, 200);
+  });
+  await go();
+  assert.deepEqual(redis.texts("web:bob"), ["other"]);
+  assert.equal((await post(b, "hi", { key: "cut-3" })).replica, "B");
+  assert.deepEqual(redis.texts("web:bob"), ["other", "hi"]);
+});
+
+test("a given-up turn that the gateway hands over at last is not stored beside its repetition", async () => {
+  const go = await hungUp("cut-4", async ({ engine, sessionKey, text }) => {
+    await assemble({ engine, sessionKey, text });
+    await engine.dispose();
+    return 499;
+  });
+  await go();
+  assert.equal((await post(b, "hi", { key: "cut-4" })).replica, "B");
+  const handOver = (text, advancementKey) =>
+    engineOf(a).commitTurn({
+      advancementKey,
+      sessionKey: KEY,
+      messages: [userMessage(text), answerMessage(`re ${text}`)],
+    });
+  // What the gateway kept of a turn without an end stands in front.
+  await handOver("before\n\nhi", "late");
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+  // The key is used up, and was that of these words only.
+  await handOver("hi", "another");
+  await handOver("ho", "third");
+  assert.deepEqual(redis.texts("web:bob"), ["hi", "hi", "ho"]);
+});
+
+test("a request of whose turn nobody knows is not noted for longer than a turn may take", async (context) => {
+  context.mock.timers.enable({ apis: ["setTimeout"] });
+  const dir = path.join(a.config.spoolDir, "asked");
+  const before = await fs.readdir(dir);
+  const request = parseRequest(JSON.stringify({ channel: "web", user_id: "bob", message: "long ago" }), "k");
+  const name = await a.asked.begin(KEY, request);
+  a.asked.giveUp(name);
+  context.mock.timers.tick(64999);
+  assert.ok((await fs.readdir(dir)).includes(name));
+  context.mock.timers.tick(1);
+  context.mock.timers.reset();
+  while ((await fs.readdir(dir)).includes(name)) await new Promise(setImmediate);
+  assert.deepEqual(await fs.readdir(dir), before);
+  assert.equal(await a.asked.take(KEY, { said: Date.now() + 1, text: "long ago" }), undefined);
 });
 
 test("only the gateway's own crash replay is blocked", async () => {

@@ -170,7 +170,7 @@ export async function replica(redis, name, overrides = {}) {
   };
   const spool = new Spool({ dir: config.spoolDir, maxRecords: 100, maxBytes: 1e6, log, metrics });
   await spool.open();
-  const asked = new Asked({ dir: path.join(config.spoolDir, "asked"), ttlMs: 60000, log });
+  const asked = new Asked({ dir: path.join(config.spoolDir, "asked"), ttlMs: 60000, turnMs: 5000, log });
   await asked.open();
   Object.assign(runtime, {
     config,
@@ -228,13 +228,15 @@ export async function replica(redis, name, overrides = {}) {
   return runtime;
 }
 
-let clock = 0;
-export const userMessage = (text) => ({ role: "user", content: text, timestamp: clock++ });
+// Of now, and no two alike.
+let last = 0;
+const clock = () => (last = Math.max(last + 1, Date.now()));
+export const userMessage = (text) => ({ role: "user", content: text, timestamp: clock() });
 export const answerMessage = (text) => ({
   role: "assistant",
   content: [{ type: "text", text }],
   stopReason: "stop",
-  timestamp: clock++,
+  timestamp: clock(),
 });
 export const engineOf = (runtime) => new TurnEngine(async () => runtime);
 export const KEY = "agent:main:api:web:bob";
@@ -262,7 +264,7 @@ export const assemble = async ({ engine, sessionKey, text }) => {
 /**
  * A gateway that has the plugin's routes and runs a turn as the real one does.
  * @param {(context: object) => Promise<number|string|*>} run until the answer is there; a number is an error's status,
- *   "unhanded" an answer that is not handed over for storing
+ *   "unhanded" an answer that is not handed over for storing; context.over: the turn has ended
  * @returns {Promise<http.Server>} listening; its url is the replica's gatewayUrl
  */
 export async function gateway(runtime, run) {
@@ -281,13 +283,15 @@ export async function gateway(runtime, run) {
     const sessionKey = req.headers["x-openclaw-session-key"];
     const id = randomUUID();
     const engine = engineOf(runtime);
-    const result = await run({ runtime, engine, sessionKey, text, id, req });
+    const over = Promise.withResolvers();
+    const result = await run({ runtime, engine, sessionKey, text, id, req, over: over.promise });
     const status = Number.isInteger(result) ? result : 200;
     if (status === 200 && result !== "unhanded") {
       const messages = [userMessage(text), answerMessage(`re ${text}`)];
       await engine.commitTurn({ advancementKey: id, sessionKey, messages });
     }
     await engine.dispose();
+    over.resolve();
     res.writeHead(status, { "content-type": "application/json" });
     res.end(
       JSON.stringify(
