@@ -33,8 +33,8 @@ RUNS = {
     "passwords rotated": ("passwords rotated", 0, {"seconds": 120}),
     **{name: (name, 20, {"seconds": 40}) for name in FAULTS if name.startswith("provider ")},
 }
-#: Those of `make test`: Redis, and everything at once. The others are run by `make long`.
-SMOKE = {"redis primary killed", "hosts killed"}
+#: That of `make test`: everything at once. The others are run by `make long`.
+SMOKE = {"hosts killed"}
 
 
 @pytest.fixture(scope="session")

@@ -305,7 +305,6 @@ def test_a_run_that_is_killed_can_be_made_again(cluster, good, step):
         assert started(replica) and f"KILLED={changed['KILLED']}" in running.splitlines()
 
 
-@pytest.mark.smoke
 def test_a_peer_that_dies_stops_the_run_before_the_next_drain(cluster, good):
     # Its host has its turn last, so others are asked first. Its unit runs all the same: it is frozen.
     (last,) = [replica for replica in cluster.topology["replicas"] if replica["host"] == one_holder(cluster)]
