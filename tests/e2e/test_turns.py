@@ -93,7 +93,10 @@ def test_a_client_that_hangs_up_leaves_no_trace(llm, user):
 
 
 def test_requests_of_a_busy_replica_are_cut_off_and_repeated_elsewhere(cluster, user):
-    """As behind a balancer that takes it out: one turn for one key, also of what it runs all the same."""
+    """As behind a balancer that takes it out: keys and locks are free at once, and each key has one turn.
+
+    That it begins a turn after it was cut off takes a stall that cannot be made here: the plugin's unit tests have it.
+    """
     first, second, _third = cluster.replicas
     users = [f"{user}-{number}" for number in range(CUT_OFF)]
 

@@ -335,6 +335,26 @@ test("of a turn without a client and its repetition, which overtakes it, one is 
   assert.deepEqual(redis.texts("web:bob"), ["other", "hi"]);
 });
 
+/** A replica's gateway empties its outbox: a turn that nobody is working on. */
+const handOver = (text, advancementKey) =>
+  engineOf(a).commitTurn({
+    advancementKey,
+    sessionKey: KEY,
+    messages: [userMessage(text), answerMessage(`re ${text}`)],
+  });
+
+test("a turn that was answered, is on nobody's record and is handed over at last, is not stored beside its repetition", async () => {
+  behaviour = async (context) => {
+    behaviour = assemble;
+    await assemble(context);
+    return "unhanded";
+  };
+  assert.equal((await post(a, "hi", { key: "unrecorded" })).error.code, "outcome_unknown");
+  assert.equal((await post(b, "hi", { key: "unrecorded" })).replica, "B");
+  await handOver("hi", "at last");
+  assert.deepEqual(redis.texts("web:bob"), ["hi"]);
+});
+
 test("a given-up turn that the gateway hands over at last is not stored beside its repetition", async () => {
   const go = await hungUp("cut-4", async ({ engine, sessionKey, text }) => {
     await assemble({ engine, sessionKey, text });
@@ -343,12 +363,6 @@ test("a given-up turn that the gateway hands over at last is not stored beside i
   });
   await go();
   assert.equal((await post(b, "hi", { key: "cut-4" })).replica, "B");
-  const handOver = (text, advancementKey) =>
-    engineOf(a).commitTurn({
-      advancementKey,
-      sessionKey: KEY,
-      messages: [userMessage(text), answerMessage(`re ${text}`)],
-    });
   // What the gateway kept of a turn without an end stands in front.
   await handOver("before\n\nhi", "late");
   assert.deepEqual(redis.texts("web:bob"), ["hi"]);
@@ -365,6 +379,8 @@ test("a request of whose turn nobody knows is not noted for longer than a turn m
   const request = parseRequest(JSON.stringify({ channel: "web", user_id: "bob", message: "long ago" }), "k");
   const name = await a.asked.begin(KEY, request);
   a.asked.giveUp(name);
+  // A turn that begins so long afterwards is another one.
+  assert.equal(await a.asked.take(KEY, { said: Date.now() + 60000, text: "long ago" }), undefined);
   context.mock.timers.tick(64999);
   assert.ok((await fs.readdir(dir)).includes(name));
   context.mock.timers.tick(1);
