@@ -12,6 +12,8 @@ from lab.shell import wait_for
 
 #: So many turns are cut off at once, at different moments of theirs.
 CUT_OFF = 20
+#: So many turns die with their gateway.
+DIED = 5
 
 
 def chat(cluster, via, user, text, **more):
@@ -90,6 +92,45 @@ def test_a_client_that_hangs_up_leaves_no_trace(llm, user):
     for via in (first, second):
         llm.reply(f"{user} three by {via}", user, via=via)
     assert llm.shown(user)[-1] == [f"{user} one", f"{user} three by {first}", f"{user} three by {second}"]
+
+
+def test_turns_that_died_with_their_gateway_are_shown_to_nobody(llm, hosts, topology, user):
+    """Not even when their repetition was answered elsewhere and the conversations come back as soon as the gateway does.
+
+    Some at once: the gateway gets rid of them itself by and by, and one of them could be lucky.
+    """
+    replica = topology["replicas"][0]
+    host, via, elsewhere = hosts[replica["host"]], *llm.replicas[:2]
+    users = [f"{user}-{number}" for number in range(DIED)]
+
+    def say(one, text, via):
+        return llm.say(f"{one} {text}", one, via=via, **{"Idempotency-Key": f"{one}-{text}"})
+
+    with concurrent.futures.ThreadPoolExecutor(DIED) as pool:
+
+        def all_say(text, via):
+            assert [answer.status_code for answer in pool.map(say, users, [text] * DIED, [via] * DIED)] == [200] * DIED
+
+        all_say("one", via)
+        llm.behave(mode="slow", seconds=30, match=" two")
+        cut_off = [pool.submit(say, one, "two", via) for one in users]
+        wait_for("the model to be asked", lambda: all(outcomes(llm, f"{one} two") == ["in progress"] for one in users), 30)
+        pid = host.check_output("systemctl show --property=MainPID --value %s", replica["unit"])
+        host.check_output(f"kill -KILL {pid}")
+        assert all(isinstance(one.exception(timeout=20), requests.ConnectionError) for one in cut_off)
+        llm.behave(mode="ok")
+        all_say("two", elsewhere)
+        wait_for(f"{replica['id']} is back", lambda: started(via))
+        all_say("three", via)
+    for one in users:
+        assert llm.shown(one)[-1] == [f"{one} one", f"{one} two", f"{one} three"]
+
+
+def started(via):
+    try:
+        return requests.get(f"http://{via}/startupz", timeout=2).json().get("ok") is True
+    except (requests.RequestException, ValueError):
+        return False
 
 
 def test_requests_of_a_busy_replica_are_cut_off_and_repeated_elsewhere(cluster, user):

@@ -22,7 +22,6 @@ import { parseSessionKey } from "./keys.js";
 import { Busy, ConversationLock } from "./lock.js";
 import { RedisAway } from "./outage.js";
 import { idempotencyOf } from "./request.js";
-import { closeGivenUpTurn } from "./transcript.js";
 
 export const ENGINE_ID = "shared-state";
 const LAST_COMPACTION = 3;
@@ -242,9 +241,7 @@ export class TurnEngine {
     this.#endSession(runtime);
     runtime.metrics.add("turns_given_up");
     void runtime.inbound.givenUp(sessionKey);
-    await closeGivenUpTurn(sessionKey, sessionId).catch((error) =>
-      runtime.log.warn(`A given-up turn of ${sessionKey} stays in the local transcript: ${error.message}`),
-    );
+    await runtime.transcript.closeGivenUp(sessionKey, sessionId);
   }
 
   #endSession(runtime) {

@@ -88,9 +88,11 @@ export const createHooks = (current) => ({
     if (sessionKey && event.success) inbound.sent(sessionKey);
   },
 
-  /** A provider whose circuit is open is passed over. */
+  /** A provider whose circuit is open is passed over. The session's transcript is not read yet. */
   async before_model_resolve(_event, ctx) {
-    return (await current()).breaker.select(ctx?.modelProviderId, ctx?.modelId, ctx?.runId);
+    const { breaker, transcript } = await current();
+    await transcript.closeInterrupted(ctx ?? {});
+    return breaker.select(ctx?.modelProviderId, ctx?.modelId, ctx?.runId);
   },
 
   async model_call_ended(event) {

@@ -22,6 +22,7 @@ import { Recent } from "./recent.js";
 import { Replayer } from "./replay.js";
 import { Spool } from "./spool.js";
 import { Store } from "./store.js";
+import { Transcript } from "./transcript.js";
 
 // The gateway loads hooks and context engine as different module instances: only globalThis is shared by them.
 const SLOT = Symbol.for("openclaw.ha.shared-state");
@@ -105,6 +106,7 @@ export class Runtime {
     this.arrivals = new Arrivals({ queue: config.webhooks ? new Queue(config.stateDir) : null, store: this.store, log });
     this.inbound = new Inbound({ config, store: this.store, metrics });
     this.handover = new Handover({ queue: new Queue(config.stateDir), log });
+    this.transcript = new Transcript({ log });
     this.ollama = new OllamaCheck(config.ollamaUrl);
     this.ready = this.#start();
   }

@@ -326,7 +326,8 @@ test("the gateway's hooks lead to the breaker; a provider's error settles no web
   const breaker = breakerOf(new SharedCircuits());
   const settled = [];
   const inbound = { committed: async (sessionKey) => settled.push(sessionKey) };
-  const runtime = { breaker, metrics: new Metrics(), active: new Map(), inbound };
+  const transcript = { closeInterrupted: async () => {} };
+  const runtime = { breaker, metrics: new Metrics(), active: new Map(), inbound, transcript };
   const hooks = createHooks(async () => runtime);
   const ctx = { modelProviderId: "cloud", modelId: "cloud-m", sessionKey: "s" };
   await hooks.agent_end(failing("500 no"), ctx);

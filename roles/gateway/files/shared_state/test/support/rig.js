@@ -25,6 +25,7 @@ import { Recent } from "../../lib/recent.js";
 import { Replayer } from "../../lib/replay.js";
 import { Runtime } from "../../lib/runtime.js";
 import { Spool } from "../../lib/spool.js";
+import { Transcript } from "../../lib/transcript.js";
 
 const directories = mkdtempSync(path.join(os.tmpdir(), "shared-state-"));
 process.once("exit", () => rmSync(directories, { recursive: true, force: true }));
@@ -140,6 +141,27 @@ export class FakeRedis {
   }
 }
 
+/** What a gateway's own functions for its transcripts do, in memory. */
+export class LocalTranscripts {
+  reads = 0;
+  #sessions = new Map();
+
+  entries(sessionId) {
+    if (!this.#sessions.has(sessionId)) this.#sessions.set(sessionId, []);
+    return this.#sessions.get(sessionId);
+  }
+
+  async readVisibleSessionTranscriptMessageEntries({ sessionId }) {
+    this.reads += 1;
+    return [...this.entries(sessionId)];
+  }
+
+  async appendSessionTranscriptMessageByIdentity({ agentId, sessionKey, sessionId, message }) {
+    const createdAt = new Date(message.timestamp).toISOString();
+    this.entries(sessionId).push({ agentId, sessionKey, role: message.role, message, createdAt });
+  }
+}
+
 /** A new empty directory, gone when the process ends. */
 export const temporaryDirectory = () => fs.mkdtemp(path.join(directories, "_"));
 
@@ -215,6 +237,8 @@ export async function replica(redis, name, overrides = {}) {
   runtime.cron = new Cron({ config, store, log, metrics, scheduler: { getCron: null, ids: null, held: new Map() } });
   runtime.inbound = new Inbound({ config, store, metrics });
   runtime.handover = new Handover({ queue: new Queue(), log });
+  runtime.local = new LocalTranscripts();
+  runtime.transcript = new Transcript({ log, sdk: async () => runtime.local });
   runtime.limiter = new Limiter({ config, store, metrics, isAway });
   runtime.replayer = new Replayer({
     spool,
