@@ -10,7 +10,7 @@ import pytest
 
 from lab.demo import playbook
 from lab.image import OPENCLAW_VERSIONS
-from lab.shell import wait_for
+from lab.shell import LabError, wait_for
 from tests.channels import telegram
 from tests.history.faults import execute, main_pid, started
 from tests.redis.playbook import run as play
@@ -234,7 +234,9 @@ def test_whatsapp_without_a_login_is_on_its_owner_only_and_moves_with_it(cluster
         # A gateway on a balancer's host takes its own address for a proxy's.
         url = f"http://127.0.0.1:{replica['port']}/readyz"
         told = execute(cluster, replica["host"], "sh", "-c", f"printf 'Authorization: Bearer %s' {token} | curl -s -m 20 -H @- {url} || true")
-        return '"ready":true' in told.replace(" ", "")
+        if '"ready":true' in told.replace(" ", ""):
+            return True
+        raise LabError(told)
 
     # OpenClaw does not answer while it reloads its plugins, and an account that is being stopped counts as one that fails.
     for replica in cluster.topology["replicas"]:

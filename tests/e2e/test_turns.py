@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from lab.shell import wait_for
+from tests.history.faults import started
 
 #: So many turns are cut off at once, at different moments of theirs.
 CUT_OFF = 20
@@ -120,17 +121,10 @@ def test_turns_that_died_with_their_gateway_are_shown_to_nobody(llm, hosts, topo
         assert all(isinstance(one.exception(timeout=20), requests.ConnectionError) for one in cut_off)
         llm.behave(mode="ok")
         all_say("two", elsewhere)
-        wait_for(f"{replica['id']} is back", lambda: started(via))
+        wait_for(f"{replica['id']} is back", lambda: started(replica))
         all_say("three", via)
     for one in users:
         assert llm.shown(one)[-1] == [f"{one} one", f"{one} two", f"{one} three"]
-
-
-def started(via):
-    try:
-        return requests.get(f"http://{via}/startupz", timeout=2).json().get("ok") is True
-    except (requests.RequestException, ValueError):
-        return False
 
 
 def test_requests_of_a_busy_replica_are_cut_off_and_repeated_elsewhere(cluster, user):
