@@ -66,10 +66,12 @@ export class Transcript {
     if (!sessionId || !parseSessionKey(sessionKey) || this.#seen.get(sessionId)) return;
     await this.#try(sessionKey, sessionId, async (sdk, session) => {
       const last = (await sdk.readVisibleSessionTranscriptMessageEntries(session)).at(-1);
+      if (last?.role === "user" && Date.parse(last.createdAt) < this.#bornAt) {
+        await close(sdk, session);
+        this.#log.info(`A turn of ${sessionKey} that an earlier life of this gateway began is not shown here`);
+      }
+      // Not before: the gateway's replay and a turn may look at once, and neither may go on while the other one still writes.
       this.#seen.set(sessionId, true);
-      if (last?.role !== "user" || !(Date.parse(last.createdAt) < this.#bornAt)) return;
-      await close(sdk, session);
-      this.#log.info(`A turn of ${sessionKey} that an earlier life of this gateway began is not shown here`);
     });
   }
 

@@ -68,6 +68,20 @@ test("a transcript that cannot be read or written fails no turn, and is looked a
   assert.deepEqual(roles(), ["user", "assistant"]);
 });
 
+test("two that look at once both wait until it is closed", async () => {
+  await add(userMessage("two"), -1);
+  const { promise, resolve } = Promise.withResolvers();
+  const append = local.appendSessionTranscriptMessageByIdentity.bind(local);
+  local.appendSessionTranscriptMessageByIdentity = async (entry) => promise.then(() => append(entry));
+  const first = transcript.closeInterrupted(SESSION);
+  await new Promise(setImmediate);
+  const second = transcript.closeInterrupted(SESSION).then(roles);
+  await new Promise(setImmediate);
+  resolve();
+  await first;
+  assert.equal((await second)[1], "assistant");
+});
+
 test("before a turn reads its transcript, the hook looks", async () => {
   const runtime = await replica(new FakeRedis(), "a");
   const ctx = { sessionKey: KEY, sessionId: "s", modelProviderId: "cloud", modelId: "m" };
