@@ -164,6 +164,8 @@ class Backend:
 
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = True
+            # As Node. With the library's 5, a burst on a busy machine is refused, and the balancer goes elsewhere.
+            request_queue_size = 511
 
             def get_request(self):
                 connection, address = super().get_request()
