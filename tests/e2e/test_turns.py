@@ -107,10 +107,16 @@ def test_turns_that_died_with_their_gateway_are_shown_to_nobody(llm, hosts, topo
     def say(one, text, via):
         return llm.say(f"{one} {text}", one, via=via, **{"Idempotency-Key": f"{one}-{text}"})
 
+    def answered(one, text, via):
+        """Whether a turn has its answer. One that could not begin beside the gateway's own recovery goes again, as a balancer would do it."""
+        answer = say(one, text, via)
+        assert answer.status_code == 200 or answer.json()["error"]["code"] == "turn_not_started", answer.text
+        return answer.status_code == 200
+
     with concurrent.futures.ThreadPoolExecutor(DIED) as pool:
 
         def all_say(text, via):
-            assert [answer.status_code for answer in pool.map(say, users, [text] * DIED, [via] * DIED)] == [200] * DIED
+            list(pool.map(lambda one: wait_for(f"the answer to {one} {text}", lambda: answered(one, text, via)), users))
 
         all_say("one", via)
         llm.behave(mode="slow", seconds=30, match=" two")
