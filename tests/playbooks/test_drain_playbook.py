@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -158,6 +159,14 @@ class Rig:
         client.request("GET", path)
         return client.getresponse().read().decode()
 
+    def drained(self, balancer, replica):
+        """Whether a balancer has been told."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.directory / f"{balancer}.sock"))
+            client.sendall(b"show stat\n")
+            lines = client.makefile().read().splitlines()
+        return any(line.startswith(f"gateways,{replica},") and ",DRAIN," in line for line in lines)
+
     def nodes(self, balancer):
         """Who answers."""
         return {json.loads(self.get(balancer))["from"] for _request in range(6)}
@@ -202,7 +211,11 @@ def test_a_replica_is_drained_under_a_stream_and_brought_back(rig):
     assert code == 0, printed
     assert "ready -> drained, 1 now" in printed and not list(rig.switches.iterdir())
 
-    threading.Timer(20, rig.release.set).start()
+    def release():
+        until(lambda: rig.drained("node1", f"{node}-1"), 120)
+        rig.release.set()
+
+    threading.Thread(target=release, daemon=True).start()
     code, printed = rig.play("-e", f"drain={node}-1")
     assert code == 0, printed
     stream.join(10)

@@ -11,6 +11,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import threading
 
 import pytest
 from cryptography import x509
@@ -740,6 +741,16 @@ def test_a_waiting_event_can_be_dropped(redis, replicas, ingress):
     assert replica.messages == [2]
 
 
+def test_the_command_line_is_patient_with_a_busy_redis(redis_server, tmp_path, ingress):
+    server = redis_server(tmp_path / "data")
+    assert server.start()
+    running = ingress(server=server)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    # For longer than the service would wait.
+    threading.Timer(1.5, os.kill, (server.process.pid, signal.SIGCONT)).start()
+    assert running.command("status")[0] == 0
+
+
 def test_the_command_line_without_redis_or_configuration(tmp_path, redis_primary, ingress):
     running = ingress()
     running.config["redis"] = {"address": "127.0.0.1:1"}
@@ -772,7 +783,7 @@ def test_a_redis_user_of_its_own_and_tls(redis_server, tmp_path, ingress):
     gateway = Replica("r1", client, 500)
     try:
         access = {"address": f"127.0.0.1:{port}", "user": "ingress", "password_file": str(tmp_path / "password"), "tls": made}
-        running = ingress([gateway], server=server, redis=access, max_attempts=1, max_events=3, high_ratio=0.3, low_ratio=0.1)
+        running = ingress([gateway], server=server, redis=access, redis_timeout=5, max_attempts=1, max_events=3, high_ratio=0.3, low_ratio=0.1)
         running.send(update(1), update(2))
         until(lambda: client.zcard("oc:ingress:dead") == 2)
         gateway.mode = "commit"

@@ -15,6 +15,9 @@ import sys
 
 from . import config, decision
 
+#: Seconds that Redis has for an answer to a command, at least: no provider waits for it, and a busy machine is no outage.
+_PATIENCE = 3.0
+
 
 def main(arguments=None):
     """Run one command; returns the exit status: 0, 1 when something is away or an id is not there, 2 when the configuration is wrong."""
@@ -74,7 +77,7 @@ async def _command(options, settings):
 
     # What it says of Redis, the exit status and its line say too.
     logging.getLogger("openclaw_ingress").setLevel(logging.ERROR)
-    primary = Primary(settings)
+    primary = Primary(settings | {"redis_timeout": max(settings["redis_timeout"], _PATIENCE)})
     try:
         return await _COMMANDS[options.command](options, Journal(settings, primary, "cli"))
     finally:

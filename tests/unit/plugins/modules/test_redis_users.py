@@ -3,7 +3,6 @@
 import getpass
 import os
 import shutil
-import socket
 import subprocess
 
 import pytest
@@ -81,12 +80,17 @@ class Server:
         config.write_text("\n".join([*where, "bind 127.0.0.1", f"dir {self.directory}", f"aclfile {self.file}", *lines]) + "\n")
         with open(self.directory / "log", "a", encoding="utf-8") as log:
             self.process = subprocess.Popen([program, str(config)], stdout=log, stderr=subprocess.STDOUT)
-        wait_for(f"{program} on {port}", self.listens)
+        wait_for(f"{program} on {port}", self.answers)
         return self
 
-    def listens(self):
-        with socket.socket() as probe:
-            return probe.connect_ex((self.node["address"], self.node["port"])) == 0
+    def answers(self):
+        """Whether it has read its users: it listens before."""
+        try:
+            return self.client().ping()
+        except redis.AuthenticationError:
+            return True
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
 
     def stop(self):
         if self.process:

@@ -54,7 +54,7 @@ test("an operation outlives a failover", async () => {
 });
 
 test("an outage is waited for once, said once, and its end is said once", async () => {
-  const { link, said, back } = make(120);
+  const { link, said, back } = make(1000);
   await assert.rejects(link.run(broken), RedisAway);
   assert.equal(link.away, true);
   const start = Date.now();
@@ -64,7 +64,7 @@ test("an outage is waited for once, said once, and its end is said once", async 
     RedisAway,
     "not even tried",
   );
-  assert.ok(Date.now() - start < 50);
+  assert.ok(Date.now() - start < 500);
   assert.equal(said.length, 1);
   assert.equal(await link.run(async () => 1, { once: true }), 1);
   assert.equal(link.away, false);
