@@ -471,7 +471,8 @@ def test_the_verdict_under_load(agent, capsys):
     p95 = statistics.quantiles(took, n=20)[-1]
     with capsys.disabled():
         print(f"\nverdict: {len(took)} answers in {seconds:.1f} s, p50 {statistics.median(took) * 1000:.1f} ms, p95 {p95 * 1000:.1f} ms")
-    assert max(p95, running.verdict()[1]["observed_seconds"]) < running.config["stalled_after"]
+    assert p95 < 0.2
+    assert running.verdict()[1]["observed_seconds"] < running.config["stalled_after"]
 
 
 def test_one_port_serves_one_replica(agent):
